@@ -1,0 +1,1 @@
+"""Optimizers for JAX, hand-designed and learned, each an optax transformation."""

@@ -1,0 +1,68 @@
+"""Eager checks of arguments.
+
+They fire on concrete values only: a traced value, a schedule or anything else that is not a number
+yet passes, so a checked function still works under `jit`, `vmap` and `grad`. Every error names the
+argument, its value and what was expected.
+"""
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def _values(value: Any) -> np.ndarray | None:
+    """The concrete numbers in `value`, or None where there are none to check."""
+    if callable(value) or isinstance(value, jax.core.Tracer):
+        return None
+    return np.asarray(value)
+
+
+def _require(name: str, value: Any, holds: Any, expected: str) -> None:
+    concrete = _values(value)
+    if concrete is None:
+        return
+    if concrete.dtype.kind not in "iuf" and concrete.dtype != jax.numpy.bfloat16:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    if not np.all(holds(concrete)):
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def positive(name: str, value: Any) -> None:
+    """Requires finite numbers above zero."""
+    _require(name, value, lambda v: (v > 0) & (v < math.inf), "a positive number")
+
+
+def non_negative(name: str, value: Any) -> None:
+    """Requires finite numbers of zero or more."""
+    _require(name, value, lambda v: (v >= 0) & (v < math.inf), "a non-negative number")
+
+
+def finite(name: str, value: Any) -> None:
+    """Requires finite numbers."""
+    _require(name, value, np.isfinite, "a finite number")
+
+
+def fraction(name: str, value: Any) -> None:
+    """Requires numbers in [0, 1)."""
+    _require(name, value, lambda v: (v >= 0) & (v < 1), "a number in [0, 1)")
+
+
+def count(name: str, value: Any, least: int = 1) -> None:
+    """Requires one whole number of at least `least`."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def choice(name: str, value: Any, options: Iterable[Any]) -> None:
+    """Requires one of `options`; the error proposes the nearest one."""
+    options = list(options)
+    if value in options:
+        return
+    near = difflib.get_close_matches(str(value), [str(o) for o in options], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name} must be one of {options}, got {value!r}{hint}")

@@ -1,0 +1,223 @@
+"""The records that everything in l2ljax is made of, and the names of its types.
+
+A *task* is a family of functions to minimise, a *learned optimizer* is a function from
+meta-parameters φ to an ordinary optax transformation, an *estimator* estimates the gradient of a
+meta-loss with respect to φ. Each is a small immutable record of pure functions.
+
+Every field is a `jax.tree_util.Partial`, so a record is a pytree whose leaves are the arrays that
+its functions carry (a data set, bound φ). It passes through `jax.jit` as an argument: its arrays
+never become constants of a compiled program, and two records made by one factory with the same
+settings share one compiled program.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+Key = PRNGKeyArray
+"""A PRNG key, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`)."""
+
+Params = PyTree
+"""θ: the parameters of the function that is minimised."""
+
+Phi = PyTree
+"""φ: the meta-parameters, whatever a learned optimizer learns."""
+
+Problem = PyTree
+"""One sampled function of a task."""
+
+Scalar = Float[Array, ""]
+"""A loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Configured:
+    """A function with static settings; equal to another that has the same function and settings."""
+
+    function: Callable[..., Any]
+    settings: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **dict(self.settings), **kwargs)
+
+
+def closure(function: Callable[..., Any], *arrays: PyTree, **settings: Any) -> Partial:
+    """Binds leading arguments as pytree leaves and keyword settings as static, hashable values.
+
+    Two closures of one module-level function with equal settings have equal tree structures, so a
+    compiled program that takes one of them serves the other without retracing.
+
+    Args:
+        function: a module-level function `function(*arrays, *args, **settings)`.
+        *arrays: pytrees; their leaves become leaves of the result.
+        **settings: hashable values; they are compiled in.
+
+    Returns:
+        A `jax.tree_util.Partial`.
+
+    >>> scale = closure(lambda a, x, *, power: a * x**power, 2.0, power=3)
+    >>> scale(2.0), jax.tree.leaves(scale)
+    (16.0, [2.0])
+    """
+    configured = _Configured(function, tuple(sorted(settings.items()))) if settings else function
+    return Partial(configured, *arrays)
+
+
+def as_partial(function: Callable[..., Any]) -> Partial:
+    """Makes any function a pytree; a `Partial` is returned as it is.
+
+    >>> len(jax.tree.leaves(as_partial(max)))
+    0
+    """
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+def as_pytree(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Makes any optax transformation an argument that `jax.jit` takes, with extra arguments.
+
+    Args:
+        tx: a transformation; one whose fields are `Partial` keeps its arrays as leaves.
+
+    Returns:
+        The same transformation; its `update` takes and ignores extra arguments if `tx` had none.
+    """
+    update = as_partial(tx.update)
+    if not isinstance(tx, optax.GradientTransformationExtraArgs):
+        update = closure(_without_extra_args, update)
+    return optax.GradientTransformationExtraArgs(as_partial(tx.init), update)
+
+
+def _without_extra_args(
+    update: Partial, updates: PyTree, state: PyTree, params: Params = None, **extra_args: Any
+) -> tuple[PyTree, PyTree]:
+    del extra_args
+    return update(updates, state, params)
+
+
+def _wrap_callables(record: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(record, name)
+        if callable(value):
+            object.__setattr__(record, name, as_partial(value))
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A family of functions to minimise.
+
+    Attributes:
+        sample: `sample(key) -> problem`, draws one function. A data set never sits in `problem`,
+            where `jax.vmap` would copy it: it is bound in the functions (see `closure`).
+        init: `init(key, problem) -> params`, draws θ₀.
+        loss: `loss(params, problem, key) -> scalar`, what an optimizer minimises; `key` draws the
+            minibatch.
+        objective: `objective(params, problem, key) -> scalar`, what the meta-loss and evaluation
+            measure. By default it *is* `loss`.
+
+    A family of one fixed function, in three lines:
+
+    >>> import jax.numpy as jnp
+    >>> task = Task(sample=lambda key: (), init=lambda key, problem: jnp.ones(3),
+    ...             loss=lambda params, problem, key: jnp.sum(params**2))
+    >>> float(task.objective(jnp.ones(3), (), jax.random.key(0)))
+    3.0
+    """
+
+    sample: Callable[[Key], Problem]
+    init: Callable[[Key, Problem], Params]
+    loss: Callable[[Params, Problem, Key], Scalar]
+    objective: Callable[[Params, Problem, Key], Scalar] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        _wrap_callables(self, "sample", "init", "loss", "objective")
+        if self.objective is None:
+            object.__setattr__(self, "objective", self.loss)
+
+
+def _flatten_task(task: Task) -> tuple[tuple[Any, ...], None]:
+    objective = None if task.objective is task.loss else task.objective
+    return (task.sample, task.init, task.loss, objective), None
+
+
+# Not `register_dataclass`: an objective that is the loss must stay the same object on the other
+# side of `jit`, and must not carry the data set a second time.
+jax.tree_util.register_pytree_node(Task, _flatten_task, lambda _, fields: Task(*fields))
+
+
+class Spec(dict[str, Any]):
+    """What rebuilds a learned optimizer: `{"name": ..., "arguments": {...}}` of plain JSON values.
+
+    Hashable by its canonical text, so that it may be a static part of a pytree. Treat it as
+    immutable.
+    """
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True, default=repr))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LearnedOptimizer:
+    """A function from meta-parameters φ to an optax transformation.
+
+    Attributes:
+        init: `init(key) -> phi`, draws the first φ.
+        bind: `bind(phi) -> optax.GradientTransformation`. The result is an ordinary
+            transformation; `jax.grad` through `bind` is meta-training.
+        spec: what rebuilds the optimizer, or None for one that cannot be saved.
+
+    Gradient descent with a learned rate:
+
+    >>> import jax.numpy as jnp
+    >>> opt = LearnedOptimizer(init=lambda key: jnp.zeros(()),
+    ...                        bind=lambda phi: optax.sgd(jnp.exp(phi)))
+    >>> tx = opt.bind(opt.init(jax.random.key(0)))
+    >>> updates, _ = tx.update(jnp.ones(2), tx.init(jnp.zeros(2)))
+    >>> print(updates)
+    [-1. -1.]
+    """
+
+    init: Callable[[Key], Phi]
+    bind: Callable[[Phi], optax.GradientTransformation]
+    spec: Spec | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        _wrap_callables(self, "init", "bind")
+
+
+class Estimate(NamedTuple):
+    """What an estimator returns.
+
+    Attributes:
+        loss: the meta-loss of this call, a scalar.
+        grad: its gradient with respect to φ, a tree like φ.
+        aux: a dictionary of arrays, the estimator's own measurements.
+    """
+
+    loss: Scalar
+    grad: Phi
+    aux: dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """An estimate of the gradient of a meta-loss.
+
+    Attributes:
+        init: `init(key, phi) -> state`.
+        estimate: `estimate(phi, state, key) -> (Estimate, state)`; `key` starts the episodes that
+            begin in this call, so two estimators see the same problems with one key.
+    """
+
+    init: Callable[[Key, Phi], Any]
+    estimate: Callable[[Phi, Any, Key], tuple[Estimate, Any]]
+
+    def __post_init__(self) -> None:
+        _wrap_callables(self, "init", "estimate")

@@ -1,0 +1,190 @@
+"""Neural networks as plain `init` and `apply` functions on dictionaries; Flax stays in this file.
+
+Two kinds live here: the network inside a learned optimizer, defined for **one coordinate** of the
+parameters that are optimized, and the networks that are optimized ('optimizees').
+
+The coordinate network is written with its features first. Called on vectors it is the network of
+one coordinate, and `jax.vmap` over trailing axes maps it over coordinates: that is its definition.
+Called on arrays whose trailing axis holds the coordinates it computes the same values with one
+matrix product a layer for all of them, coordinates last, the layout that is fastest on a CPU.
+`tests/test_networks.py` proves the two equal.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from l2ljax import _checks
+from l2ljax.core import Key, Params, Phi
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "elu": jax.nn.elu,
+}
+
+_scaled_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+def _forget_bias(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """Zero but for the forget gate's quarter, which is one (Jozefowicz et al., 2015)."""
+    del key
+    quarter = shape[0] // 4
+    return jnp.zeros(shape, dtype).at[quarter : 2 * quarter].set(1)
+
+
+def _affine(kernel: Array, bias: Array, x: Array) -> Array:
+    """`kernelᵀ x + bias` over the leading axis of `x`; trailing axes are coordinates."""
+    return jnp.tensordot(kernel, x, axes=(0, 0)) + bias.reshape(bias.shape + (1,) * (x.ndim - 1))
+
+
+class _LSTMCell(nn.Module):
+    """One LSTM layer: gates `i, f, g, o` from one product with `[x; h]`."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, carry: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
+        cell, hidden = carry
+        inputs = jnp.concatenate([x, hidden])
+        kernel = self.param("kernel", _scaled_normal, (inputs.shape[0], 4 * self.units))
+        bias = self.param("bias", _forget_bias, (4 * self.units,))
+        i, f, g, o = jnp.split(_affine(kernel, bias, inputs), 4)
+        cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return cell, jax.nn.sigmoid(o) * jnp.tanh(cell)
+
+
+class _CoordinateLSTM(nn.Module):
+    """Stacked LSTM layers and a linear output."""
+
+    hidden: tuple[int, ...]
+
+    @nn.compact
+    def __call__(
+        self, carries: tuple[tuple[Array, Array], ...], x: Array
+    ) -> tuple[tuple[tuple[Array, Array], ...], Array]:
+        new = []
+        for layer, (units, carry) in enumerate(zip(self.hidden, carries, strict=True)):
+            carry = _LSTMCell(units, name=f"lstm_{layer}")(carry, x)
+            new.append(carry)
+            x = carry[1]
+        kernel = self.param("output_kernel", _scaled_normal, (self.hidden[-1], 1))
+        bias = self.param("output_bias", nn.initializers.zeros_init(), (1,))
+        return tuple(new), _affine(kernel, bias, x)[0]
+
+
+def lstm_carry(
+    shape: tuple[int, ...], dtype: jnp.dtype, *, hidden: tuple[int, ...]
+) -> tuple[tuple[Array, Array], ...]:
+    """The zero state of the coordinate LSTM: for each layer `(cell, hidden)`, `[units, *shape]`."""
+    return tuple(
+        (jnp.zeros((units, *shape), dtype), jnp.zeros((units, *shape), dtype)) for units in hidden
+    )
+
+
+def lstm_init(key: Key, *, features: int, hidden: tuple[int, ...]) -> Phi:
+    """Draws the weights of the coordinate LSTM.
+
+    Args:
+        key: PRNG key.
+        features: inputs of one coordinate.
+        hidden: units of each layer.
+
+    Returns:
+        `{"lstm_0": {"kernel": f32[features + h0, 4 h0], "bias": f32[4 h0]}, ...,
+        "output_kernel": f32[h, 1], "output_bias": f32[1]}`; kernels N(0, 1/fan-in), biases zero
+        but for the forget gates', one.
+    """
+    carries = lstm_carry((), jnp.float32, hidden=hidden)
+    return _CoordinateLSTM(hidden).init(key, carries, jnp.zeros(features))["params"]
+
+
+def lstm_apply(
+    phi: Phi,
+    carries: tuple[tuple[Float[Array, "units *coordinates"], ...], ...],
+    x: Float[Array, "features *coordinates"],
+    *,
+    hidden: tuple[int, ...],
+) -> tuple[tuple[tuple[Array, Array], ...], Float[Array, "*coordinates"]]:
+    r"""One step of the coordinate LSTM.
+
+    $$(i, f, g, o) = W^\top [x; h] + b, \quad c \leftarrow \sigma(f) c + \sigma(i) \tanh(g),
+    \quad h \leftarrow \sigma(o) \tanh(c)$$
+
+    for each layer, then $y = w^\top h + b$.
+
+    Args:
+        phi: weights from `lstm_init`.
+        carries: for each layer `(cell, hidden)`, each `[units, *coordinates]`.
+        x: features of each coordinate, features first.
+        hidden: units of each layer.
+
+    Returns:
+        The new carries and one output a coordinate.
+    """
+    return _CoordinateLSTM(hidden).apply({"params": phi}, carries, x)  # type: ignore[return-value]
+
+
+class _MLP(nn.Module):
+    """Fully connected layers, flattened inputs, an activation between layers."""
+
+    hidden: tuple[int, ...]
+    outputs: int
+    activation: str
+    init_std: float | None
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        kernel_init, bias_init = _scaled_normal, nn.initializers.zeros_init()
+        if self.init_std is not None:
+            kernel_init = bias_init = nn.initializers.normal(self.init_std)
+        x = inputs.reshape(inputs.shape[0], -1)
+        for units in self.hidden:
+            x = nn.Dense(units, kernel_init=kernel_init, bias_init=bias_init)(x)
+            x = ACTIVATIONS[self.activation](x)
+        return nn.Dense(self.outputs, kernel_init=kernel_init, bias_init=bias_init)(x)
+
+
+def mlp_init(
+    key: Key,
+    inputs: Float[Array, "batch *features"],
+    *,
+    hidden: tuple[int, ...],
+    outputs: int,
+    activation: str = "sigmoid",
+    init_std: float | None = None,
+) -> Params:
+    """Draws the weights of a fully connected network.
+
+    Args:
+        key: PRNG key.
+        inputs: examples; only their shape matters.
+        hidden: units of each hidden layer; `()` is logistic regression.
+        outputs: number of outputs.
+        activation: a name in `ACTIVATIONS`.
+        init_std: if None, weights are N(0, 1/fan-in) and biases zero; else both are N(0, init_std²).
+
+    Returns:
+        `{"Dense_0": {"kernel": f32[in, h0], "bias": f32[h0]}, ...}`.
+
+    Raises:
+        ValueError: for an unknown activation.
+    """
+    _checks.choice("activation", activation, ACTIVATIONS)
+    return _MLP(hidden, outputs, activation, init_std).init(key, inputs)["params"]
+
+
+def mlp_apply(
+    params: Params,
+    inputs: Float[Array, "batch *features"],
+    *,
+    hidden: tuple[int, ...],
+    outputs: int,
+    activation: str = "sigmoid",
+) -> Float[Array, "batch outputs"]:
+    """The outputs of a fully connected network; arguments as in `mlp_init`."""
+    return _MLP(hidden, outputs, activation, None).apply({"params": params}, inputs)  # type: ignore[return-value]
