@@ -13,26 +13,26 @@ settings share one compiled program.
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-Key = PRNGKeyArray
+Key: TypeAlias = PRNGKeyArray
 """A PRNG key, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`)."""
 
-Params = PyTree
+Params: TypeAlias = PyTree
 """θ: the parameters of the function that is minimised."""
 
-Phi = PyTree
+Phi: TypeAlias = PyTree
 """φ: the meta-parameters, whatever a learned optimizer learns."""
 
-Problem = PyTree
+Problem: TypeAlias = PyTree
 """One sampled function of a task."""
 
-Scalar = Float[Array, ""]
+Scalar: TypeAlias = Float[Array, ""]
 """A loss."""
 
 

@@ -166,7 +166,7 @@ def mlp_init(
         hidden: units of each hidden layer; `()` is logistic regression.
         outputs: number of outputs.
         activation: a name in `ACTIVATIONS`.
-        init_std: if None, weights are N(0, 1/fan-in) and biases zero; else both are N(0, init_std²).
+        init_std: if None, weights are N(0, 1/fan-in) and biases zero; else both N(0, init_std²).
 
     Returns:
         `{"Dense_0": {"kernel": f32[in, h0], "bias": f32[h0]}, ...}`.

@@ -1,0 +1,43 @@
+"""What every test has: checked annotations, a compilation cache, and the data folder."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# In the environment, so that processes started by a test share the cache.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import jax  # noqa: E402  (jax reads the environment when it is imported)
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Before anything imports l2ljax: every annotation of shape and type is checked at run time.
+install_import_hook("l2ljax", "beartype.beartype")
+
+
+@pytest.fixture
+def strict_promotion() -> Iterator[None]:
+    """Mixed dtypes are an error. Not for all tests: optax itself needs the loose kind."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Float64 is the default."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder that holds `mnist/`: `L2LJAX_DATA`, or `shared/data` beside the repository."""
+    folder = Path(os.environ.get("L2LJAX_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "mnist").is_dir():
+        pytest.skip(f"no data: {folder} has no folder 'mnist'; set L2LJAX_DATA")
+    return folder
