@@ -15,6 +15,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
@@ -30,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 _scaled_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
-def _forget_bias(key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+def _forget_bias(key: Key, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
     """Zero but for the forget gate's quarter, which is one (Jozefowicz et al., 2015)."""
     del key
     quarter = shape[0] // 4
@@ -78,7 +79,7 @@ class _CoordinateLSTM(nn.Module):
 
 
 def lstm_carry(
-    shape: tuple[int, ...], dtype: jnp.dtype, *, hidden: tuple[int, ...]
+    shape: tuple[int, ...], dtype: DTypeLike, *, hidden: tuple[int, ...]
 ) -> tuple[tuple[Array, Array], ...]:
     """The zero state of the coordinate LSTM: for each layer `(cell, hidden)`, `[units, *shape]`."""
     return tuple(
