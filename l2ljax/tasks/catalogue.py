@@ -1,0 +1,133 @@
+"""The tasks that the command line knows by name."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from l2ljax import _checks
+from l2ljax.core import Task
+from l2ljax.tasks.dataset import Dataset
+from l2ljax.tasks.digits import digits
+from l2ljax.tasks.mnist import mnist
+from l2ljax.tasks.quadratic import quadratic
+from l2ljax.tasks.supervised import mlp_classifier
+
+DataDir = str | os.PathLike[str] | None
+
+
+class Family(NamedTuple):
+    """One task three times, on data that do not overlap.
+
+    Attributes:
+        train: the task to meta-train on.
+        validation: the task for early stopping and choices.
+        evaluation: the task to report on.
+    """
+
+    train: Task
+    validation: Task
+    evaluation: Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A task of the catalogue.
+
+    Attributes:
+        description: one line.
+        needs_data: whether it reads files that the package does not have.
+        horizon: inner steps of an episode.
+        final_window: how many last losses are averaged to the 'final loss': 1 where the loss is
+            deterministic, 10 where it is a minibatch's.
+        tasks: `tasks(data_dir) -> Family`.
+    """
+
+    description: str
+    needs_data: bool
+    horizon: int
+    final_window: int
+    tasks: Callable[[DataDir], Family]
+
+
+def load(name: str, data_dir: DataDir = None) -> Family:
+    """The tasks of one entry of `CATALOGUE`.
+
+    | name | train | validation | evaluation |
+    |---|---|---|---|
+    | quadratic | fresh functions | fresh functions | fresh functions |
+    | digits | 898 images | 180 images | 719 images |
+    | mnist | the first 25,000 training images | the next 5,000 | the other 30,000 |
+
+    MNIST's test images are not touched: they stay for claims about classifiers.
+
+    Args:
+        name: a name in `CATALOGUE`.
+        data_dir: folder with the data; see `mnist`.
+
+    Returns:
+        Three tasks with one structure, so each runs in the program that was compiled for another
+        if their data have one shape. Quadratics are told apart by their keys alone.
+
+    Raises:
+        ValueError: for a name that the catalogue does not have.
+        FileNotFoundError: for data that are not there.
+
+    >>> load("digit")
+    Traceback (most recent call last):
+    ValueError: task must be one of ['quadratic', 'digits', 'mnist'], got 'digit';
+        did you mean 'digits'?
+    """
+    _checks.choice("task", name, CATALOGUE)
+    return CATALOGUE[name].tasks(data_dir)
+
+
+def _quadratic(data_dir: DataDir) -> Family:
+    del data_dir
+    return Family(*(quadratic(),) * 3)
+
+
+def _digits(data_dir: DataDir) -> Family:
+    del data_dir
+    return _classify(digits())
+
+
+def _mnist(data_dir: DataDir) -> Family:
+    # Meta-training has the first 30,000 images. Early stopping is a part of it and holds out the
+    # last 5,000 of them: stopping by the images of the evaluation would be peeking.
+    data = mnist(data_dir, validation=30_000)
+    ours = data.split("train")
+    return _classify(
+        dataclasses.replace(
+            data, train=ours[:25_000], validation=ours[25_000:], test=data.validation
+        )
+    )
+
+
+def _classify(data: Dataset) -> Family:
+    return Family(*(mlp_classifier(data, split=split) for split in ("train", "validation", "test")))
+
+
+CATALOGUE: dict[str, Entry] = {
+    "quadratic": Entry(
+        "random quadratic functions of 10 coordinates",
+        needs_data=False,
+        horizon=100,
+        final_window=1,
+        tasks=_quadratic,
+    ),
+    "digits": Entry(
+        "a 64-20-10 sigmoid MLP on the embedded 8x8 digits, minibatches of 128",
+        needs_data=False,
+        horizon=100,
+        final_window=10,
+        tasks=_digits,
+    ),
+    "mnist": Entry(
+        "the paper's 784-20-10 sigmoid MLP on MNIST, minibatches of 128",
+        needs_data=True,
+        horizon=100,
+        final_window=10,
+        tasks=_mnist,
+    ),
+}

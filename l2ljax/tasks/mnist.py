@@ -1,0 +1,165 @@
+"""Handwritten digits of 28x28 pixels, from local files or by download."""
+
+import gzip
+import math
+import os
+import zlib
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from l2ljax import _checks
+from l2ljax.tasks.dataset import Dataset, Split
+
+_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+
+# The name, shape and, for downloads, published MD5 checksum of each archive.
+_TRAIN_IMAGES = "train-images-idx3-ubyte"
+_TRAIN_LABELS = "train-labels-idx1-ubyte"
+_TEST_IMAGES = "t10k-images-idx3-ubyte"
+_TEST_LABELS = "t10k-labels-idx1-ubyte"
+_SHAPES: dict[str, tuple[int, ...]] = {
+    _TRAIN_IMAGES: (60_000, 28, 28),
+    _TRAIN_LABELS: (60_000,),
+    _TEST_IMAGES: (10_000, 28, 28),
+    _TEST_LABELS: (10_000,),
+}
+_CHECKSUMS = {
+    _TRAIN_IMAGES: "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    _TRAIN_LABELS: "d53e105ee54ea40749a09fcbcd1e9432",
+    _TEST_IMAGES: "9fb629c4189551a2d022fa330f9573f3",
+    _TEST_LABELS: "ec29112dd5afa0611ce80d1b7f02629c",
+}
+
+
+def mnist(
+    data_dir: str | os.PathLike[str] | None = None, validation: int = 30_000, url: str = _URL
+) -> Dataset:
+    """The MNIST handwritten digits: 60,000 training and 10,000 test images of 28x28 pixels.
+
+    | split | examples |
+    |---|---|
+    | train | the first 60,000 - `validation` training images |
+    | validation | the other training images |
+    | test | the 10,000 test images |
+
+    Args:
+        data_dir: the folder with the four original files (`train-images-idx3-ubyte` and so on,
+            gzipped or not), or the parent of its `mnist` or `MNIST/raw`. None downloads them once,
+            11 MB, to the user's cache folder, and needs the extra `data`.
+        validation: number of training images that are held out, the last ones.
+        url: where downloads come from.
+
+    Returns:
+        A data set; `inputs` are `u8[n, 28, 28, 1]` of 0 to 255, which `examples` makes `float32`
+        in [0, 1]; `labels` are `i32[n]` of 0 to 9.
+
+    Raises:
+        FileNotFoundError: for a folder or a file that is not there.
+        ValueError: for a file that is truncated or is another one than its name says, a download
+            with a wrong checksum, or a `validation` that is not 0 to 59,999.
+        ImportError: for a download without pooch.
+
+    Reference:
+        Y. LeCun, C. Cortes and C. Burges, 'The MNIST database of handwritten digits', 1998,
+        CC BY-SA 3.0.
+
+    >>> mnist("no/such/folder")
+    Traceback (most recent call last):
+    FileNotFoundError: data_dir must be a folder with the MNIST files, got 'no/such/folder'
+    """
+    _checks.count("validation", validation, least=0)
+    if validation >= 60_000:
+        raise ValueError(f"validation must be less than the 60,000 images, got {validation}")
+    files = _download(url) if data_dir is None else _find(Path(data_dir))
+    arrays = {name: _read(file, _SHAPES[name]) for name, file in files.items()}
+    train = _split(arrays[_TRAIN_IMAGES], arrays[_TRAIN_LABELS])
+    kept = len(train) - validation
+    return Dataset(
+        train=train[:kept],
+        validation=train[kept:],
+        test=_split(arrays[_TEST_IMAGES], arrays[_TEST_LABELS]),
+        name="mnist",
+        classes=10,
+    )
+
+
+def _split(images: np.ndarray, labels: np.ndarray) -> Split:
+    return Split(jnp.asarray(images[..., None]), jnp.asarray(labels, jnp.int32), maximum=255)
+
+
+def _find(data_dir: Path) -> dict[str, Path]:
+    """The four files, from the folder or the subfolder that has most of them."""
+    if not data_dir.is_dir():
+        raise FileNotFoundError(
+            f"data_dir must be a folder with the MNIST files, got {str(data_dir)!r}"
+        )
+    found: dict[str, Path] = {}
+    for folder in (data_dir, data_dir / "mnist", data_dir / "MNIST" / "raw"):
+        here = {
+            name: file
+            for name in _SHAPES
+            for file in (folder / f"{name}.gz", folder / name)
+            if file.is_file()
+        }
+        found = max(found, here, key=len)
+    missing = [name for name in _SHAPES if name not in found]
+    if missing:
+        place = next(iter(found.values())).parent if found else data_dir
+        raise FileNotFoundError(
+            f"{str(place)!r} must have the MNIST files {', '.join(_SHAPES)}, gzipped (.gz) or not, "
+            f"there or in its 'mnist' or 'MNIST/raw'; missing: {', '.join(missing)}"
+        )
+    return found
+
+
+def _download(url: str) -> dict[str, Path]:
+    try:
+        import pooch
+    except ImportError as error:
+        raise ImportError(
+            "to download MNIST takes pooch: pip install 'l2ljax[data]'; "
+            "or pass data_dir=, a folder with its files"
+        ) from error
+    return {
+        name: Path(
+            pooch.retrieve(
+                f"{url.rstrip('/')}/{name}.gz",
+                known_hash=f"md5:{checksum}",
+                fname=f"{name}.gz",
+                path=Path(pooch.os_cache("l2ljax")) / "mnist",
+                progressbar=True,
+            )
+        )
+        for name, checksum in _CHECKSUMS.items()
+    }
+
+
+def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Reads an IDX file of bytes: a magic number, the shape, all big-endian, and the values."""
+    data = file.read_bytes()
+    # By content, not by name: browsers and archivers unpack files and leave the name.
+    if data.startswith(b"\x1f\x8b"):
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(f"{file} must be a whole gzip file, got: {error}") from error
+    header = [0x0800 + len(shape), *shape]
+    start = 4 * len(header)
+    got = [int.from_bytes(data[i : i + 4], "big") for i in range(0, start, 4)]
+    if len(data) < start or got[0] != header[0]:
+        raise ValueError(
+            f"{file} must be an IDX file of {len(shape)}-dimensional bytes, starting with "
+            f"{header[0]:#010x}, got {data[:4].hex() or 'an empty file'}"
+        )
+    if got != header:
+        raise ValueError(f"{file} must hold values of shape {shape}, got {tuple(got[1:])}")
+    if len(data) != start + math.prod(shape):
+        raise ValueError(
+            f"{file} must have {start + math.prod(shape):,} bytes (unpacked), got {len(data):,}"
+        )
+    values = np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    if values.ndim == 1 and values.max() > 9:
+        raise ValueError(f"{file} must hold labels from 0 to 9, got {values.max()}")
+    return values

@@ -1,0 +1,250 @@
+"""Fitting a network to labelled examples: any model's, or a multilayer perceptron's."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Int
+
+from l2ljax import _checks, networks
+from l2ljax.core import Key, Params, Problem, Scalar, Task, as_partial, closure
+from l2ljax.tasks.dataset import Dataset, Split
+
+
+def cross_entropy(
+    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"]
+) -> Float[Array, " batch"]:
+    r"""The negative log-likelihood of each label.
+
+    $$\log \sum_j e^{z_j} - z_y$$
+
+    Args:
+        logits: z, in any floating-point precision; half precisions are summed in `float32`.
+        labels: class numbers y.
+
+    Returns:
+        One value in nats for each example, finite for logits up to half the largest number.
+
+    >>> print(cross_entropy(jnp.array([[0.0, 1e30], [0.0, 0.0]]), jnp.array([1, 0])))
+    [0.        0.6931472]
+    """
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    # A mask and not an index: the gradient of an index is a scatter, slow on every device.
+    chosen = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)
+    return jnp.sum(jnp.where(chosen, -jax.nn.log_softmax(logits), 0), axis=-1)
+
+
+def squared_error(
+    outputs: Float[Array, "batch *shape"], labels: Float[Array, "batch *shape"]
+) -> Float[Array, " batch"]:
+    r"""The squared distance of each output to its target, $\lVert z - y \rVert^2$.
+
+    Args:
+        outputs: z.
+        labels: targets y of the same shape.
+
+    Returns:
+        One value for each example.
+
+    >>> print(squared_error(jnp.array([[3.0, 4.0], [1.0, 1.0]]), jnp.ones((2, 2))))
+    [13.  0.]
+    """
+    distances = (outputs - labels.astype(outputs.dtype)) ** 2
+    return jnp.sum(distances, axis=tuple(range(1, outputs.ndim)))
+
+
+_LOSSES: dict[str, Callable[[Array, Array], Array]] = {
+    "cross_entropy": cross_entropy,
+    "squared_error": squared_error,
+}
+
+
+def supervised(
+    init: Callable[[Key, Array], Params],
+    apply: Callable[[Params, Array], Any],
+    loss: str | Callable[[Any, Array], Array],
+    dataset: Dataset,
+    batch_size: int | None = 128,
+    split: str = "train",
+) -> Task:
+    r"""Fits any model to labelled examples.
+
+    $$f(\theta) = \frac{1}{|B|} \sum_{i \in B} \ell(\mathrm{apply}(\theta, x_i), y_i)$$
+
+    with a minibatch $B$ drawn from the loss's key, uniformly and with replacement. The family is
+    one problem, `()`, with many θ₀. The data are leaves of the task and so arguments of compiled
+    programs; the functions are static, so a model that is made again compiles again.
+
+    Args:
+        init: `init(key, inputs) -> params`; `inputs` are zeros in the shape and dtype of a batch of
+            one example.
+        apply: `apply(params, inputs) -> outputs`, a function of nothing else. Batch normalization
+            has to use the statistics of the batch at all times.
+        loss: `loss(outputs, labels)`, one value an example or a scalar, of which the mean is taken;
+            or a name, "cross_entropy" or "squared_error".
+        dataset: the examples.
+        batch_size: examples in a minibatch; None takes all of the split, and makes the loss
+            deterministic.
+        split: "train", "validation" or "test".
+
+    Returns:
+        A task; `problem` is `()`, `params` is what `init` returns.
+
+    Raises:
+        ValueError: for an unknown loss, a batch size below one, a split without examples, or a
+            model with collections beside "params" that change as it is applied ("batch_stats").
+
+    With Flax:
+
+    >>> import flax.linen as nn
+    >>> from l2ljax.tasks import digits
+    >>> model = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(10)])
+    >>> task = supervised(model.init, model.apply, "cross_entropy", digits())
+
+    With plain functions, here linear regression:
+
+    >>> x = jnp.arange(6.0).reshape(3, 2)
+    >>> line = Dataset(train=Split(x, x @ jnp.array([1.0, -1.0])))
+    >>> task = supervised(lambda key, x: jnp.zeros(x.shape[-1]), lambda w, x: x @ w,
+    ...                   "squared_error", line, batch_size=None)
+    >>> params = task.init(jax.random.key(0), ())
+    >>> for step in range(3):
+    ...     loss, grad = jax.value_and_grad(task.loss)(params, (), jax.random.key(step))
+    ...     params -= 0.02 * grad
+    ...     print(f"{loss:.3f}")
+    1.000
+    0.337
+    0.285
+    """
+    if isinstance(loss, str):
+        _checks.choice("loss", loss, _LOSSES)
+        loss = _LOSSES[loss]
+    if batch_size is not None:
+        _checks.count("batch_size", batch_size)
+    data = jax.tree.map(jnp.asarray, dataset.split(split))
+    example, _ = jax.eval_shape(data[:1].examples)
+    # Zeros, and not the examples: `init` would carry the data a second time.
+    draw = closure(_init, as_partial(init), shape=example.shape, dtype=example.dtype)
+    _refuse_mutable(jax.eval_shape(lambda: draw(jax.random.key(0), ())))
+    return Task(
+        sample=closure(_sample),
+        init=draw,
+        loss=closure(_loss, data, as_partial(apply), as_partial(loss), batch_size=batch_size),
+    )
+
+
+def mlp_classifier(
+    dataset: Dataset,
+    hidden: Sequence[int] = (20,),
+    activation: str = "sigmoid",
+    batch_size: int | None = 128,
+    split: str = "train",
+    init_std: float | None = None,
+) -> Task:
+    r"""Trains a multilayer perceptron to classify by cross-entropy.
+
+    $$f(\theta) = -\frac{1}{|B|} \sum_{i \in B} \log p_\theta(y_i \mid x_i)$$
+
+    Args:
+        dataset: examples with class numbers as labels.
+        hidden: units of each hidden layer; `()` is logistic regression.
+        activation: "sigmoid", "tanh", "relu" or "elu".
+        batch_size: examples in a minibatch, drawn with replacement; None takes all of the split,
+            and makes the loss deterministic.
+        split: "train", "validation" or "test".
+        init_std: None draws weights from N(0, 1/fan-in) and sets biases to zero; a number draws
+            both from N(0, init_std²).
+
+    Returns:
+        A task; `problem` is `()`, `params` is `{"Dense_0": {"kernel": f32[in, h0],
+        "bias": f32[h0]}, ...}`. The loss is computed in the dtype of `params`, in `float32` at
+        least from the logits on.
+
+    Raises:
+        ValueError: for a data set without classes, sizes below one, an unknown activation or split,
+            or a negative `init_std`.
+
+    Reference:
+        Andrychowicz et al., 2016, section 3.2: MNIST, 20 sigmoid units; the authors' code has
+        `init_std=0.01`.
+
+    >>> from l2ljax.tasks import digits
+    >>> task = mlp_classifier(digits())
+    >>> params = task.init(jax.random.key(0), ())
+    >>> loss, grad = jax.value_and_grad(task.loss)(params, (), jax.random.key(1))
+    >>> sum(leaf.size for leaf in jax.tree.leaves(grad)), 2 < loss < 3
+    (1510, Array(True, dtype=bool))
+    """
+    if dataset.classes is None:
+        raise ValueError(f"dataset must have a number of classes, got None for {dataset.name}")
+    hidden = tuple(hidden)
+    for units in hidden:
+        _checks.count("hidden", units)
+    _checks.choice("activation", activation, networks.ACTIVATIONS)
+    if init_std is not None:
+        _checks.non_negative("init_std", init_std)
+        init_std = float(init_std)
+    shape = {"hidden": hidden, "outputs": dataset.classes, "activation": activation}
+    return supervised(
+        closure(networks.mlp_init, **shape, init_std=init_std),
+        closure(_mlp_apply, **shape),
+        cross_entropy,
+        dataset,
+        batch_size=batch_size,
+        split=split,
+    )
+
+
+def _mlp_apply(params: Params, inputs: Array, **settings: Any) -> Array:
+    dtype = params["Dense_0"]["kernel"].dtype
+    return networks.mlp_apply(params, inputs.astype(dtype), **settings)
+
+
+def _refuse_mutable(params: Params) -> None:
+    """Flax keeps what a model changes as it is applied beside "params", under names of its own."""
+    if isinstance(params, Mapping) and "params" in params:
+        collections = sorted(set(params) - {"params"})
+        if collections:
+            raise ValueError(
+                f"the model must have no collections but 'params', got {collections}: a task's "
+                "loss is a pure function of its params and can't update them; for batch "
+                "normalization, normalize by the statistics of each batch"
+            )
+
+
+def _sample(key: Key) -> Problem:
+    del key
+    return ()
+
+
+def _init(
+    init: Partial, key: Key, problem: Problem, *, shape: tuple[int, ...], dtype: jnp.dtype
+) -> Params:
+    del problem
+    return init(key, jnp.zeros(shape, dtype))
+
+
+def _loss(
+    data: Split,
+    apply: Partial,
+    loss: Partial,
+    params: Params,
+    problem: Problem,
+    key: Key,
+    *,
+    batch_size: int | None,
+) -> Scalar:
+    del problem
+    indices = None
+    if batch_size is not None:
+        indices = jax.random.randint(key, (batch_size,), 0, len(data))
+    inputs, labels = data.examples(indices)
+    values = loss(apply(params, inputs), labels)
+    if values.shape not in ((), inputs.shape[:1]):
+        raise ValueError(
+            f"loss must return a scalar or one value for each of {len(inputs)} examples, "
+            f"got shape {values.shape}"
+        )
+    return jnp.mean(values)
