@@ -1,0 +1,33 @@
+"""Hand-designed methods, each written from its formula and each an optax transformation.
+
+A learning rate is a number, a scalar array or an optax schedule, whose count starts at 0. Every
+hyperparameter may be a traced value: methods run under `jax.vmap` over rates, in
+`optax.inject_hyperparams`, and are differentiable with respect to all of them, also where the
+gradient is zero. Accumulators are float32 for narrower params, since an average with a decay near
+one stands still in bfloat16; updates keep the dtypes of the gradients.
+"""
+
+from l2ljax.classic.adam import AdamState, adam
+from l2ljax.classic.gradient_descent import GradientDescentState, gradient_descent
+from l2ljax.classic.momentum import (
+    MomentumState,
+    NesterovState,
+    momentum,
+    nesterov,
+    nesterov_iterate,
+)
+from l2ljax.classic.rmsprop import RMSPropState, rmsprop
+
+__all__ = [
+    "AdamState",
+    "GradientDescentState",
+    "MomentumState",
+    "NesterovState",
+    "RMSPropState",
+    "adam",
+    "gradient_descent",
+    "momentum",
+    "nesterov",
+    "nesterov_iterate",
+    "rmsprop",
+]
