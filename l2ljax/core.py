@@ -78,26 +78,26 @@ def as_partial(function: Callable[..., Any]) -> Partial:
     return function if isinstance(function, Partial) else Partial(function)
 
 
-def as_pytree(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Makes any optax transformation an argument that `jax.jit` takes, with extra arguments.
+class CoordinatewiseTransformation(optax.GradientTransformation):
+    """A transformation whose update treats every coordinate alone.
+
+    The mark says that a batch of problems is to it one bigger problem: `update` of params stacked
+    on a new axis equals `jax.vmap` of `update`. Meta-training and evaluation then skip that
+    `vmap` and hand it all coordinates of the batch at once, which for a network a coordinate is
+    several times faster. It takes no extra arguments.
+    """
+
+
+def as_pytree(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Makes any optax transformation an argument that `jax.jit` takes.
 
     Args:
         tx: a transformation; one whose fields are `Partial` keeps its arrays as leaves.
 
     Returns:
-        The same transformation; its `update` takes and ignores extra arguments if `tx` had none.
+        The same transformation, of the same type, with `Partial` fields.
     """
-    update = as_partial(tx.update)
-    if not isinstance(tx, optax.GradientTransformationExtraArgs):
-        update = closure(_without_extra_args, update)
-    return optax.GradientTransformationExtraArgs(as_partial(tx.init), update)
-
-
-def _without_extra_args(
-    update: Partial, updates: PyTree, state: PyTree, params: Params = None, **extra_args: Any
-) -> tuple[PyTree, PyTree]:
-    del extra_args
-    return update(updates, state, params)
+    return type(tx)(as_partial(tx.init), as_partial(tx.update))
 
 
 def _wrap_callables(record: Any, *names: str) -> None:
@@ -147,7 +147,9 @@ def _flatten_task(task: Task) -> tuple[tuple[Any, ...], None]:
 
 # Not `register_dataclass`: an objective that is the loss must stay the same object on the other
 # side of `jit`, and must not carry the data set a second time.
-jax.tree_util.register_pytree_node(Task, _flatten_task, lambda _, fields: Task(*fields))
+jax.tree_util.register_pytree_node(
+    Task, _flatten_task, lambda _, fields: Task(*(field for field in fields if field is not None))
+)
 
 
 class Spec(dict[str, Any]):

@@ -1,0 +1,67 @@
+"""What meta-training tells the outside while it runs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from jaxtyping import Array, Int
+from tqdm.auto import tqdm
+
+from l2ljax.core import Phi
+
+
+class TrainState(NamedTuple):
+    """All that meta-training carries from one meta-step to the next; a pytree to checkpoint.
+
+    Attributes:
+        step: meta-steps done, i32[].
+        phi: present meta-parameters.
+        opt_state: state of the meta-optimizer.
+        estimator: state of the estimator (the episodes under way).
+    """
+
+    step: Int[Array, ""]
+    phi: Phi
+    opt_state: Any
+    estimator: Any
+
+
+class Progress(NamedTuple):
+    """What callbacks get, after every compiled chunk of meta-steps.
+
+    Attributes:
+        state: the state after the chunk.
+        steps: the meta-step at which the run ends.
+        metrics: arrays with a leading axis of the chunk's meta-steps: `loss`, `grad_norm`,
+            `skipped`, and the estimator's `aux`.
+        validation: the last validation score, if there is one.
+    """
+
+    state: TrainState
+    steps: int
+    metrics: dict[str, np.ndarray]
+    validation: float | None
+
+
+Callback = Callable[[Progress], None]
+
+
+class ProgressBar:
+    """A callback that draws a tqdm bar: meta-step, meta-loss, rate and time left."""
+
+    def __init__(self, done: int, steps: int) -> None:
+        self._bar = tqdm(total=steps, initial=done, unit="step", desc="meta-training")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.close()
+
+    def __call__(self, progress: Progress) -> None:
+        """Moves the bar to the state of `progress`."""
+        shown = {"meta-loss": f"{np.nanmean(progress.metrics['loss']):.4g}"}
+        if progress.validation is not None:
+            shown["validation"] = f"{progress.validation:.4g}"
+        self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(int(progress.state.step) - self._bar.n)

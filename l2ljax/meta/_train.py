@@ -1,0 +1,257 @@
+"""The outer loop: meta-gradients from an estimator, handed to an optax optimizer."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.tree_util import Partial
+from jaxtyping import Array, Int
+
+from l2ljax import _checks
+from l2ljax.core import Estimator, Key, LearnedOptimizer, Phi, Scalar, Task, as_pytree, closure
+from l2ljax.meta._progress import Callback, Progress, ProgressBar, TrainState
+from l2ljax.meta._truncated import EstimatorFactory, truncated
+from l2ljax.meta._validation import Selection
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What meta-training returns.
+
+    Attributes:
+        phi: the best φ by `validate`, or the last one where there is no validation.
+        last_phi: φ after the last meta-step.
+        history: arrays with one row a meta-step: `loss` (the meta-loss), `grad_norm`, `skipped`
+            (true where the meta-gradient was not finite and φ stayed), and the estimator's `aux`;
+            with validation also `validation_step` and `validation`.
+        state: where to go on: `train(..., state=result.state)`.
+    """
+
+    phi: Phi
+    last_phi: Phi
+    history: dict[str, np.ndarray]
+    state: TrainState
+
+
+def make_step(
+    opt: LearnedOptimizer,
+    task: Task,
+    *,
+    key: Key,
+    batch: int = 1,
+    meta_optimizer: optax.GradientTransformation | None = None,
+    estimator: EstimatorFactory | None = None,
+) -> tuple[Callable[[TrainState, Key], tuple[TrainState, dict[str, Array]]], TrainState]:
+    """The pure piece of meta-training, for a loop of your own.
+
+    A meta-gradient that is not finite leaves φ and the meta-optimizer as they are, and the step's
+    metrics say `skipped`.
+
+    Args:
+        opt: the learned optimizer.
+        task: what it is trained on.
+        key: draws the first φ and the estimator's first state.
+        batch: problems of one meta-gradient.
+        meta_optimizer: any optax transformation; default `optax.adam(1e-3)`.
+        estimator: an estimator factory; default `truncated(horizon=100, truncation=20)`.
+
+    Returns:
+        `step` and the first state; `step(state, key) -> (state, metrics)` is jitted, and `metrics`
+        holds `loss`, `grad_norm`, `skipped` and the estimator's `aux`.
+
+    Raises:
+        ValueError: for a batch below 1.
+
+    >>> import l2ljax as l2l
+    >>> key = jax.random.key(0)
+    >>> step, state = make_step(l2l.learned.lstm(), l2l.tasks.quadratic(), key=key, batch=8,
+    ...                         estimator=truncated(horizon=20, truncation=10))
+    >>> state, metrics = step(state, jax.random.key(1))
+    >>> int(state.step), sorted(metrics)
+    (1, ['grad_norm', 'loss', 'losses', 'skipped', 'step'])
+    """
+    estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator)
+    return Partial(_jitted_step, estimates, meta), _jitted_start(opt, estimates, meta, key)
+
+
+def train(
+    opt: LearnedOptimizer,
+    task: Task,
+    *,
+    key: Key,
+    steps: int,
+    batch: int = 1,
+    meta_optimizer: optax.GradientTransformation | None = None,
+    estimator: EstimatorFactory | None = None,
+    validate: Callable[[Phi], Scalar] | None = None,
+    validate_every: int = 100,
+    patience: int | None = None,
+    state: TrainState | None = None,
+    callbacks: Iterable[Callback] = (),
+    progress: bool = False,
+    chunk: int = 25,
+) -> TrainResult:
+    r"""Meta-trains a learned optimizer.
+
+    $$\phi \leftarrow \phi + \text{meta-optimizer}(\widehat{\nabla}_\phi L(\phi))$$
+
+    Chunks of meta-steps run as one compiled loop. Step i draws its problems with
+    `fold_in(key, i)`, so a run does not depend on how it is cut into chunks, and the same key gives
+    the same φ.
+
+    Gradient clipping and schedules belong to the meta-optimizer:
+    `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))`.
+
+    Args:
+        opt: the learned optimizer.
+        task: what it is trained on.
+        key: PRNG key of the whole run.
+        steps: meta-updates (with truncation 20 and horizon 100, five to an episode).
+        batch: problems of one meta-gradient.
+        meta_optimizer: any optax transformation; default `optax.adam(1e-3)`.
+        estimator: an estimator factory; default `truncated(horizon=100, truncation=20)`.
+        validate: a score of φ to be minimised, see `validation`; turns on early stopping and makes
+            `result.phi` the best φ seen. A function that holds arrays should be a `Partial`.
+        validate_every: meta-steps between validations.
+        patience: validations without a new best after which training stops; None: never.
+        state: a state to go on from, with the same `key` and settings; `steps` then counts from
+            the beginning of the run.
+        callbacks: called with `Progress` after every chunk; an exception ends the run.
+        progress: whether to show a bar with meta-step, meta-loss, rate and time left.
+        chunk: meta-steps of one compiled call; results do not depend on it.
+
+    Returns:
+        A `TrainResult`.
+
+    Raises:
+        ValueError: for sizes below 1, or a `state` that is past `steps`.
+        FloatingPointError: if no meta-gradient of a whole chunk was finite.
+
+    Reference:
+        Andrychowicz et al. (2016), section 2; early stopping on fresh problems as in section 3.
+
+    >>> import l2ljax as l2l
+    >>> result = train(l2l.learned.lstm(), l2l.tasks.quadratic(), key=jax.random.key(0), steps=30,
+    ...                batch=8, estimator=truncated(horizon=20, truncation=20))
+    >>> bool(result.history["loss"][-5:].mean() < result.history["loss"][:5].mean())
+    True
+    """
+    for name, value in [("steps", steps), ("validate_every", validate_every), ("chunk", chunk)]:
+        _checks.count(name, value)
+    if patience is not None:
+        _checks.count("patience", patience)
+    estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator)
+    if state is None:
+        state = _jitted_start(opt, estimates, meta, key)
+    done = int(state.step)
+    if done > steps:
+        raise ValueError(f"steps must be at least the {done} that state has done, got {steps}")
+
+    recorder = _Recorder()
+    selection = Selection(validate, patience)
+    with contextlib.ExitStack() as stack:
+        if progress:
+            callbacks = [*callbacks, stack.enter_context(ProgressBar(done, steps))]
+        while done < steps and not selection.exhausted:
+            size = min(chunk, steps - done, validate_every - done % validate_every)
+            state, metrics = _jitted_chunk(estimates, meta, state, key, size, capacity=chunk)
+            done += size
+            recorder.add({name: np.asarray(rows)[:size] for name, rows in metrics.items()}, done)
+            if done % validate_every == 0 or done == steps:
+                selection.consider(state.phi, done)
+            for callback in callbacks:
+                callback(Progress(state, steps, recorder.last, selection.score))
+    best = state.phi if selection.best_phi is None else selection.best_phi
+    return TrainResult(best, state.phi, recorder.history() | selection.history(), state)
+
+
+def _prepare(
+    opt: LearnedOptimizer,
+    task: Task,
+    batch: int,
+    meta_optimizer: optax.GradientTransformation | None,
+    estimator: EstimatorFactory | None,
+) -> tuple[Estimator, optax.GradientTransformation]:
+    estimates = (estimator or truncated())(opt, task, batch)
+    return estimates, as_pytree(meta_optimizer or optax.adam(1e-3))
+
+
+@jax.jit
+def _jitted_start(
+    opt: LearnedOptimizer, estimates: Estimator, meta: optax.GradientTransformation, key: Key
+) -> TrainState:
+    phi_key, state_key = jax.random.split(key)
+    phi = opt.init(phi_key)
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, phi, meta.init(phi), estimates.init(state_key, phi))
+
+
+def _step(
+    estimates: Estimator, meta: optax.GradientTransformation, state: TrainState, key: Key
+) -> tuple[TrainState, dict[str, Array]]:
+    estimate, estimator_state = estimates.estimate(state.phi, state.estimator, key)
+    updates, opt_state = meta.update(estimate.grad, state.opt_state, state.phi)
+    norm = optax.tree.norm(estimate.grad)
+    usable = jnp.isfinite(norm) & jnp.isfinite(estimate.loss)
+    moved = (optax.apply_updates(state.phi, updates), opt_state)
+    phi, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(usable, new, old), moved, (state.phi, state.opt_state)
+    )
+    metrics = {"loss": estimate.loss, "grad_norm": norm, "skipped": ~usable, **estimate.aux}
+    return TrainState(state.step + 1, phi, opt_state, estimator_state), metrics
+
+
+_jitted_step = jax.jit(_step)
+
+
+@jax.jit(static_argnames="capacity")
+def _jitted_chunk(
+    estimates: Estimator,
+    meta: optax.GradientTransformation,
+    state: TrainState,
+    key: Key,
+    size: Int[Array, ""],
+    *,
+    capacity: int,
+) -> tuple[TrainState, dict[str, Array]]:
+    """`size` meta-steps; their metrics fill the first rows of arrays of `capacity` rows."""
+
+    def body(i: Array, carry: tuple[TrainState, Any]) -> tuple[TrainState, Any]:
+        state, rows = carry
+        state, metrics = _step(estimates, meta, state, jax.random.fold_in(key, state.step))
+        return state, jax.tree.map(lambda row, value: row.at[i].set(value), rows, metrics)
+
+    shapes = jax.eval_shape(_step, estimates, meta, state, key)[1]
+    rows = jax.tree.map(lambda shape: jnp.zeros((capacity, *shape.shape), shape.dtype), shapes)
+    # A loop with a traced bound, so that a shorter last chunk is the same program.
+    return jax.lax.fori_loop(0, size, body, (state, rows))
+
+
+class _Recorder:
+    """Collects the metrics of chunks on the host."""
+
+    def __init__(self) -> None:
+        self.chunks: list[dict[str, np.ndarray]] = []
+
+    @property
+    def last(self) -> dict[str, np.ndarray]:
+        return self.chunks[-1]
+
+    def add(self, metrics: dict[str, np.ndarray], done: int) -> None:
+        if metrics["skipped"].all():
+            raise FloatingPointError(
+                f"no meta-gradient was finite in meta-steps {done - len(metrics['loss'])} to "
+                f"{done - 1}; lower the rate of meta_optimizer, clip its gradients "
+                "(optax.clip_by_global_norm) or lower the optimizer's output_scale"
+            )
+        self.chunks.append(metrics)
+
+    def history(self) -> dict[str, np.ndarray]:
+        if not self.chunks:
+            return {}
+        return {name: np.concatenate([c[name] for c in self.chunks]) for name in self.chunks[0]}

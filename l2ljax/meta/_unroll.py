@@ -1,0 +1,206 @@
+"""The inner loop: optimize one problem with one transformation, as a single `lax.scan`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from l2ljax import _checks
+from l2ljax.core import CoordinatewiseTransformation, Key, Params, Problem, Scalar, Task
+from l2ljax.meta._episodes import Episode, batch_keys, begin
+
+
+def unroll(
+    tx: optax.GradientTransformation,
+    task: Task,
+    problem: Problem,
+    key: Key,
+    *,
+    horizon: int,
+    second_derivatives: bool = False,
+) -> tuple[Float[Array, " horizon+1"], Params]:
+    r"""Optimizes one problem for `horizon` steps.
+
+    $$\theta_{t+1} = \theta_t + u(\nabla_t, s_t; \phi), \qquad \nabla_t = \nabla f_t(\theta_t)$$
+
+    where $f_t$ is the loss on the minibatch of step t. The loss of $\theta_{t+1}$ is measured on
+    minibatch t + 1, never on the one whose gradient made the update: an optimizer trained on that
+    would learn to overfit the batch.
+
+    Transformations that take `value`, `grad` or `value_fn` as extra arguments get them.
+
+    Args:
+        tx: any optax transformation.
+        task: the family that `problem` comes from.
+        problem: what `task.sample` returned.
+        key: the episode's key; θ₀ and the minibatches come from it.
+        horizon: inner steps T.
+        second_derivatives: whether the derivative of ∇_t with respect to φ is kept. Off, gradients
+            are constants to the meta-gradient (Andrychowicz et al., 2016, section 2.1).
+
+    Returns:
+        The objective at θ₀ … θ_T, `[horizon + 1]`, and θ_T.
+
+    Raises:
+        ValueError: if `horizon` is not a whole number of at least 1.
+
+    >>> import l2ljax as l2l
+    >>> task = l2l.tasks.quadratic(dim=2)
+    >>> key = jax.random.key(0)
+    >>> losses, _ = unroll(optax.sgd(0.05), task, task.sample(key), key, horizon=50)
+    >>> bool(losses[-1] < losses[0])
+    True
+    """
+    _checks.count("horizon", horizon)
+    _, init_key, loss_key = jax.random.split(key, 3)
+    params = task.init(init_key, problem)
+    losses, params, _ = advance(
+        tx,
+        task,
+        Episode(problem, params, loss_key),
+        tx.init(params),
+        jnp.zeros((), jnp.int32),
+        steps=horizon,
+        second_derivatives=second_derivatives,
+        batched=False,
+    )
+    return losses, params
+
+
+@jax.jit(static_argnames=("horizon", "problems"))
+def unroll_batch(
+    tx: optax.GradientTransformation, task: Task, key: Key, *, horizon: int, problems: int
+) -> Float[Array, "problems horizon+1"]:
+    """The objective of `problems` fresh problems at θ₀ … θ_T, in one compiled program.
+
+    Args:
+        tx: a transformation with `Partial` fields (see `core.as_pytree`).
+        task: the family that problems come from.
+        key: problem i uses `fold_in(key, i)`.
+        horizon: inner steps T.
+        problems: number of problems.
+
+    Returns:
+        One run a row.
+    """
+    episode = jax.vmap(begin, in_axes=(None, 0))(task, batch_keys(key, problems))
+    losses, _, _ = advance(
+        tx,
+        task,
+        episode,
+        init_batch(tx, episode.params),
+        jnp.zeros((), jnp.int32),
+        steps=horizon,
+        second_derivatives=False,
+        batched=True,
+    )
+    return losses.T
+
+
+def init_batch(tx: optax.GradientTransformation, params: Params) -> Any:
+    """The state of `tx` for a batch of problems, whose params have a leading axis."""
+    if isinstance(tx, CoordinatewiseTransformation):
+        return tx.init(params)
+    return jax.vmap(tx.init)(params)
+
+
+def advance(
+    tx: optax.GradientTransformation,
+    task: Task,
+    episode: Episode,
+    opt_state: Any,
+    start: Int[Array, ""],
+    *,
+    steps: int,
+    second_derivatives: bool,
+    batched: bool,
+) -> tuple[Float[Array, "steps+1 *batch"], Params, Any]:
+    """Takes an episode, or a batch of them, from inner step `start` to `start + steps`.
+
+    The scan is outside and `vmap` inside: mapped over the batch are the losses, and the update of
+    a transformation that is not coordinate-wise.
+
+    Args:
+        tx: any optax transformation.
+        task: the task of the episode.
+        episode: the problem, the present params and the key of its losses.
+        opt_state: the present state of `tx`; for a batch the one from `init_batch`.
+        start: inner steps that are already done.
+        steps: inner steps to take.
+        second_derivatives: as in `unroll`.
+        batched: whether the leaves of `episode` have a leading axis of problems.
+
+    Returns:
+        The objective at θ_start … θ_{start+steps}, the last params and the last state.
+    """
+    problem, params, loss_key = episode
+
+    def measure(
+        params: Params, problem: Problem, loss_key: Key, t: Array
+    ) -> tuple[Scalar, Scalar, Params]:
+        """The objective, the loss and its gradient at step t."""
+        key = jax.random.fold_in(loss_key, t)
+        at = params if second_derivatives else jax.lax.stop_gradient(params)
+        value, gradient = jax.value_and_grad(task.loss)(at, problem, key)
+        if task.objective is not task.loss:
+            return task.objective(params, problem, key), value, gradient
+        if second_derivatives:
+            return value, value, gradient
+        return _value_with_gradient(value, gradient, params), value, gradient
+
+    def update(
+        gradient: Params,
+        opt_state: Any,
+        params: Params,
+        value: Scalar,
+        problem: Problem,
+        loss_key: Key,
+        t: Array,
+    ) -> tuple[Params, Any]:
+        if isinstance(tx, optax.GradientTransformationExtraArgs):
+            key = jax.random.fold_in(loss_key, t)
+            updates, opt_state = tx.update(
+                gradient,
+                opt_state,
+                params,
+                value=value,
+                grad=gradient,
+                value_fn=lambda params: task.loss(params, problem, key),
+            )
+        else:
+            updates, opt_state = tx.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    if batched:
+        measure = jax.vmap(measure, in_axes=(0, 0, 0, None))
+        if not isinstance(tx, CoordinatewiseTransformation):
+            update = jax.vmap(update, in_axes=(0, 0, 0, 0, 0, 0, None))
+    # The backward pass recomputes the update from one gradient and one state a step instead of
+    # storing what is inside. Inside scan CSE cannot undo that, and its barriers cost time.
+    update = jax.checkpoint(update, prevent_cse=False)
+
+    def step(carry: tuple[Params, Any], t: Array) -> tuple[tuple[Params, Any], Scalar]:
+        params, opt_state = carry
+        objective, value, gradient = measure(params, problem, loss_key, t)
+        return update(gradient, opt_state, params, value, problem, loss_key, t), objective
+
+    times = start + jnp.arange(steps, dtype=jnp.int32)
+    (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), times)
+    last, _, _ = measure(params, problem, loss_key, start + steps)
+    return jnp.concatenate([losses, last[None]]), params, opt_state
+
+
+@jax.custom_jvp
+def _value_with_gradient(value: Scalar, gradient: Params, params: Params) -> Scalar:
+    """f(θ) from its known value and gradient: differentiating it runs no second backward pass."""
+    del gradient, params
+    return value
+
+
+@_value_with_gradient.defjvp
+def _value_with_gradient_jvp(primals: tuple, tangents: tuple) -> tuple[Scalar, Scalar]:
+    value, gradient, _ = primals
+    _, _, direction = tangents
+    return value, optax.tree.vdot(gradient, direction).astype(value.dtype)

@@ -1,0 +1,130 @@
+"""Early stopping: score φ on fresh problems and keep the best one."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from l2ljax import _checks
+from l2ljax.core import Key, LearnedOptimizer, Phi, Scalar, Task, closure
+from l2ljax.meta._unroll import unroll_batch
+
+
+def final_loss(
+    losses: Float[Array, "*problems steps+1"], window: int = 10
+) -> Float[Array, "*problems"]:
+    """The final loss of each run: the mean of the losses after its last `window` updates.
+
+    Args:
+        losses: the losses at θ₀ … θ_T.
+        window: 10 for minibatch tasks, 1 for deterministic ones.
+
+    Returns:
+        One number a problem.
+
+    Raises:
+        ValueError: for a window below 1 or above the number of updates T.
+
+    >>> print(final_loss(jnp.array([[9.0, 4.0, 2.0, 1.0]]), window=2))
+    [1.5]
+    """
+    _checks.count("window", window)
+    if window >= losses.shape[-1]:
+        raise ValueError(f"window must be at most the {losses.shape[-1] - 1} steps, got {window}")
+    return losses[..., -window:].mean(axis=-1)
+
+
+def validation(
+    opt: LearnedOptimizer,
+    task: Task,
+    *,
+    key: Key,
+    horizon: int = 100,
+    problems: int = 32,
+    window: int = 10,
+) -> Callable[[Phi], Scalar]:
+    """A score of φ for `train(validate=...)`: its mean final loss on fixed fresh problems.
+
+    Args:
+        opt: the learned optimizer.
+        task: the task, best on data that meta-training does not draw from.
+        key: draws the problems; they are the same ones in every call.
+        horizon: inner steps of a run.
+        problems: number of problems.
+        window: the final loss is the mean over the last `window` updates: 10 for minibatch tasks,
+            1 for deterministic ones.
+
+    Returns:
+        A compiled function of φ; infinite where a run diverged.
+
+    Raises:
+        ValueError: for a size below 1, or a window larger than the horizon.
+
+    >>> import l2ljax as l2l
+    >>> opt = l2l.learned.lstm()
+    >>> score = validation(opt, l2l.tasks.quadratic(), key=jax.random.key(0), problems=4, window=1)
+    >>> score(opt.init(jax.random.key(1))).shape
+    ()
+    """
+    for name, value in [("horizon", horizon), ("problems", problems), ("window", window)]:
+        _checks.count(name, value)
+    if window > horizon:
+        raise ValueError(f"window must be at most horizon={horizon}, got {window}")
+    return closure(_score, opt, task, key, horizon=horizon, problems=problems, window=window)
+
+
+def _score(
+    opt: LearnedOptimizer,
+    task: Task,
+    key: Key,
+    phi: Phi,
+    *,
+    horizon: int,
+    problems: int,
+    window: int,
+) -> Scalar:
+    losses = unroll_batch(opt.bind(phi), task, key, horizon=horizon, problems=problems)
+    score = final_loss(losses, window).mean()
+    return jnp.where(jnp.isfinite(score), score, jnp.inf)
+
+
+class Selection:
+    """Keeps the best φ and says when to stop."""
+
+    def __init__(self, validate: Callable[[Phi], Scalar] | None, patience: int | None) -> None:
+        self._validate = None if validate is None else jax.jit(validate)
+        self._patience = patience
+        self._steps: list[int] = []
+        self._scores: list[float] = []
+        self.best_phi: Phi | None = None
+
+    def consider(self, phi: Phi, step: int) -> None:
+        """Scores φ, and keeps it if it is the best so far."""
+        if self._validate is None:
+            return
+        score = float(self._validate(phi))
+        score = score if np.isfinite(score) else float("inf")
+        if score < min(self._scores, default=float("inf")):
+            self.best_phi = phi
+        self._steps.append(step)
+        self._scores.append(score)
+
+    @property
+    def score(self) -> float | None:
+        """The last score."""
+        return self._scores[-1] if self._scores else None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `patience` validations have passed without a new best."""
+        if self._patience is None or not self._scores:
+            return False
+        return len(self._scores) - 1 - int(np.argmin(self._scores)) >= self._patience
+
+    def history(self) -> dict[str, np.ndarray]:
+        """The scores and their meta-steps."""
+        if self._validate is None:
+            return {}
+        return {"validation_step": np.array(self._steps), "validation": np.array(self._scores)}
