@@ -6,7 +6,7 @@ The rooms: `classic` methods, `tasks` to optimize, `learned` optimizers, `meta`-
 
 __version__ = "0.1.0"
 
-from l2ljax import classic, learned, meta, tasks
+from l2ljax import classic, evaluate, learned, meta, tasks
 from l2ljax.core import Estimate, Estimator, LearnedOptimizer, Task
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Task",
     "__version__",
     "classic",
+    "evaluate",
     "learned",
     "meta",
     "tasks",

@@ -1,0 +1,268 @@
+"""Comparing optimizers on the same fresh problems."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from l2ljax import _checks
+from l2ljax.core import Key, Task
+from l2ljax.evaluate._curves import curves
+from l2ljax.evaluate._tune import Factory, Grid, Tuning, tune
+from l2ljax.meta import final_loss
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RESAMPLES = 10_000
+
+
+class Tunable(NamedTuple):
+    """An optimizer that `compare` tunes before it compares.
+
+    Attributes:
+        factory: see `tune`.
+        grid: see `tune`.
+    """
+
+    factory: Factory
+    grid: Grid
+
+
+class Row(NamedTuple):
+    """One optimizer's line in the table.
+
+    Attributes:
+        name: its name.
+        final: final loss, the mean over problems.
+        final_low: lower end of its interval.
+        final_high: upper end of its interval.
+        mean: mean loss over the run (all losses after an update), mean over problems.
+        ratio: the reference's final loss over this one's; below 1, the reference is better.
+        ratio_low: lower end of its interval, by resampling problems for both together.
+        ratio_high: upper end of its interval.
+        setting: the tuned arguments, or None for an optimizer that was given as it is.
+        on_edge: whether tuning ended on the edge of its grid.
+        diverged: number of problems on which it ended with a loss that is not finite.
+    """
+
+    name: str
+    final: float
+    final_low: float
+    final_high: float
+    mean: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    setting: dict[str, float] | None
+    on_edge: bool
+    diverged: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What `compare` returns.
+
+    Attributes:
+        rows: one `Row` an optimizer, in the order given.
+        curves: for each optimizer the losses, f32[problems, steps + 1].
+        tunings: for each tuned optimizer its `Tuning`.
+        reference: the optimizer that ratios compare with.
+        confidence: of the intervals.
+    """
+
+    rows: tuple[Row, ...]
+    curves: dict[str, np.ndarray]
+    tunings: dict[str, Tuning]
+    reference: str
+    confidence: float
+
+    @property
+    def best_rival(self) -> Row:
+        """The row with the lowest final loss, the reference left aside."""
+        rivals = [row for row in self.rows if row.name != self.reference]
+        return min(rivals, key=lambda row: row.final)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as plain JSON values."""
+        return {
+            "reference": self.reference,
+            "confidence": self.confidence,
+            "problems": len(self.curves[self.reference]),
+            "steps": self.curves[self.reference].shape[1] - 1,
+            "rows": [_plain(row._asdict()) for row in self.rows],
+        }
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The table as a DataFrame, one row an optimizer.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ImportError("to_frame needs pandas: pip install 'l2ljax[pandas]'") from error
+        return pd.DataFrame([row._asdict() for row in self.rows]).set_index("name")
+
+    def __str__(self) -> str:
+        """The table as text."""
+        percent = f"{100 * self.confidence:g}%"
+        header = ["", "final loss", f"{percent} interval", "mean loss", "tuned"]
+        header += [f"{self.reference} / this", f"{percent} interval"]
+        table = [header, *([*_cells(row, self.reference)] for row in self.rows)]
+        widths = [max(len(line[i]) for line in table) for i in range(len(header))]
+        return "\n".join(
+            "  ".join(
+                [line[0].ljust(widths[0])]
+                + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+            ).rstrip()
+            for line in table
+        )
+
+
+def compare(
+    optimizers: Mapping[str, optax.GradientTransformation | Tunable],
+    task: Task,
+    *,
+    key: Key,
+    steps: int = 100,
+    problems: int = 64,
+    window: int = 10,
+    reference: str | None = None,
+    tuning_task: Task | None = None,
+    tuning_problems: int = 16,
+    confidence: float = 0.95,
+) -> Comparison:
+    """Runs optimizers on the same fresh problems, after tuning those that are `Tunable`.
+
+    Tuning sees other problems than the comparison, drawn from the same task, or from
+    `tuning_task`. Intervals are percentile bootstraps over problems (10,000 resamples).
+
+    Args:
+        optimizers: transformations, or `Tunable` ones, by name.
+        task: the family that problems are drawn from.
+        key: draws the problems of tuning and of comparison.
+        steps: inner steps T.
+        problems: number of fresh problems.
+        window: the final loss is the mean over the last `window` updates: 10 for minibatch tasks,
+            1 for deterministic ones.
+        reference: the name that ratios compare with; default: the first.
+        tuning_task: where to tune; default: `task`.
+        tuning_problems: problems that each setting is tuned on.
+        confidence: of the intervals.
+
+    Returns:
+        A `Comparison`; `print` shows its table.
+
+    Raises:
+        ValueError: for no optimizers, an unknown reference, sizes below 1, a window larger than
+            `steps` or a confidence outside (0, 1).
+
+    >>> import l2ljax as l2l
+    >>> sgd = Tunable(l2l.classic.gradient_descent, [1e-3, 1e-2, 1e-1])
+    >>> result = compare({"adam": l2l.classic.adam(0.1), "sgd": sgd}, l2l.tasks.quadratic(),
+    ...                  key=jax.random.key(0), steps=30, problems=8, window=1)
+    >>> result.rows[1].setting, result.curves["adam"].shape
+    ({'learning_rate': 0.01}, (8, 31))
+    """
+    for name, value in [("steps", steps), ("problems", problems), ("window", window)]:
+        _checks.count(name, value)
+    if window > steps:
+        raise ValueError(f"window must be at most steps={steps}, got {window}")
+    if not optimizers:
+        raise ValueError("optimizers must have at least one entry, got none")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be a number between 0 and 1, got {confidence!r}")
+    reference = next(iter(optimizers)) if reference is None else reference
+    _checks.choice("reference", reference, optimizers)
+
+    # Folded with a number that no batch of problems reaches: tuning never sees what is compared.
+    tuning_key = jax.random.fold_in(key, 2**32 - 1)
+    tunings: dict[str, Tuning] = {}
+    runs: dict[str, np.ndarray] = {}
+    for name, optimizer in optimizers.items():
+        if isinstance(optimizer, Tunable):
+            tunings[name] = tune(
+                optimizer.factory,
+                tuning_task or task,
+                optimizer.grid,
+                key=tuning_key,
+                steps=steps,
+                problems=tuning_problems,
+                window=window,
+            )
+            best = tunings[name].best
+            by_name = isinstance(optimizer.grid, Mapping)
+            tx = optimizer.factory(**best) if by_name else optimizer.factory(*best.values())
+        else:
+            tx = optimizer
+        runs[name] = np.asarray(curves(tx, task, key=key, steps=steps, problems=problems))
+
+    final = {name: np.asarray(final_loss(run, window), np.float64) for name, run in runs.items()}
+    samples = np.random.default_rng(0).integers(problems, size=(RESAMPLES, problems))
+    rows = tuple(
+        _row(name, run, final[name], final[reference], samples, confidence, tunings.get(name))
+        for name, run in runs.items()
+    )
+    return Comparison(rows, runs, tunings, reference, confidence)
+
+
+def _row(
+    name: str,
+    run: np.ndarray,
+    final: np.ndarray,
+    reference: np.ndarray,
+    samples: np.ndarray,
+    confidence: float,
+    tuning: Tuning | None,
+) -> Row:
+    final = np.where(np.isfinite(final), final, np.inf)
+    reference = np.where(np.isfinite(reference), reference, np.inf)
+    resampled = final[samples].mean(axis=1)
+    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+    with np.errstate(invalid="ignore"):
+        ratio = reference.mean() / final.mean()
+        ratios = reference[samples].mean(axis=1) / resampled
+    # Both diverged: nothing can be said, and NaN says so.
+    # `inverted_cdf` picks a sample: interpolation between infinite ones would make NaN.
+    low, high = np.quantile(resampled, ends, method="inverted_cdf")
+    ratio_low, ratio_high = np.quantile(ratios, ends, method="inverted_cdf")
+    return Row(
+        name=name,
+        final=float(final.mean()),
+        final_low=float(low),
+        final_high=float(high),
+        mean=float(run[:, 1:].mean()),
+        ratio=float(ratio),
+        ratio_low=float(ratio_low),
+        ratio_high=float(ratio_high),
+        setting=None if tuning is None else tuning.best,
+        on_edge=False if tuning is None else tuning.on_edge,
+        diverged=int((~np.isfinite(final)).sum()),
+    )
+
+
+def _cells(row: Row, reference: str) -> list[str]:
+    tuned = "" if row.setting is None else " ".join(f"{v:.3g}" for v in row.setting.values())
+    cells = [
+        row.name,
+        f"{row.final:.4g}" + (f" ({row.diverged} diverged)" if row.diverged else ""),
+        f"[{row.final_low:.4g}, {row.final_high:.4g}]",
+        f"{row.mean:.4g}",
+        tuned + (" (edge)" if row.on_edge else ""),
+    ]
+    if row.name == reference:
+        return [*cells, "", ""]
+    return [*cells, f"{row.ratio:.3f}", f"[{row.ratio_low:.3f}, {row.ratio_high:.3f}]"]
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinities: they become None."""
+    return {
+        name: None if isinstance(value, float) and not np.isfinite(value) else value
+        for name, value in values.items()
+    }

@@ -1,0 +1,42 @@
+"""Loss curves of one optimizer over many problems."""
+
+import optax
+from jaxtyping import Array, Float
+
+from l2ljax import _checks
+from l2ljax.core import Key, Task, as_pytree
+from l2ljax.meta import unroll_batch
+
+
+def curves(
+    tx: optax.GradientTransformation,
+    task: Task,
+    *,
+    key: Key,
+    steps: int = 100,
+    problems: int = 64,
+) -> Float[Array, "problems steps+1"]:
+    """Runs an optimizer on fresh problems, by the unroll that meta-training uses.
+
+    Args:
+        tx: any optax transformation.
+        task: the family that problems are drawn from.
+        key: problem i uses `fold_in(key, i)`: with one key, optimizers see the same problems, the
+            same θ₀ and the same minibatches.
+        steps: inner steps T.
+        problems: number of problems.
+
+    Returns:
+        The objective at θ₀ … θ_T, one run a row; not finite where a run diverged.
+
+    Raises:
+        ValueError: for sizes below 1.
+
+    >>> import jax, l2ljax as l2l
+    >>> losses = curves(optax.sgd(0.01), l2l.tasks.quadratic(), key=jax.random.key(0), steps=9)
+    >>> losses.shape, bool(losses[:, -1].mean() < losses[:, 0].mean())
+    ((64, 10), True)
+    """
+    _checks.count("steps", steps)
+    _checks.count("problems", problems)
+    return unroll_batch(as_pytree(tx), task, key, horizon=steps, problems=problems)

@@ -1,0 +1,179 @@
+"""Tuning a hand-designed optimizer by grid search, all settings at once."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from l2ljax import _checks
+from l2ljax.core import Key, Task, as_partial, as_pytree
+from l2ljax.meta import final_loss, unroll_batch
+
+Factory = Callable[..., optax.GradientTransformation]
+Grid = Sequence[float] | np.ndarray | Array | Mapping[str, Sequence[float]]
+
+RATE = "learning_rate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """The scores of a grid.
+
+    Attributes:
+        best: the setting with the lowest score, by argument name.
+        score: its score, the mean final loss; infinite if every setting diverged.
+        points: for each argument the value at every point of the grid, f64[points].
+        scores: the score of every point, f64[points]; infinite where a run diverged.
+        on_edge: whether the best rate is the largest or the smallest one tried, which makes it no
+            result: a better one may lie outside.
+    """
+
+    best: dict[str, float]
+    score: float
+    points: dict[str, np.ndarray]
+    scores: np.ndarray
+    on_edge: bool
+
+
+def tune(
+    factory: Factory,
+    task: Task,
+    grid: Grid,
+    *,
+    key: Key,
+    steps: int = 100,
+    problems: int = 16,
+    window: int = 10,
+    widen: int = 3,
+) -> Tuning:
+    """Finds the setting with the lowest mean final loss, `vmap`ped over the grid.
+
+    A best learning rate on the edge of the grid widens it: as many rates again, at the same ratio,
+    beyond that edge.
+
+    Args:
+        factory: makes the optimizer: `factory(rate)`, or `factory(**setting)` if `grid` is a
+            mapping. It is called with traced numbers.
+        task: the family that problems are drawn from.
+        grid: learning rates; or values for each argument, of which every combination is tried.
+        key: draws the problems; all settings see the same ones.
+        steps: inner steps T.
+        problems: number of problems.
+        window: the final loss is the mean over the last `window` updates: 10 for minibatch tasks,
+            1 for deterministic ones.
+        widen: how many times the grid is widened at the most.
+
+    Returns:
+        A `Tuning`.
+
+    Raises:
+        ValueError: for an empty grid, a learning rate that is not positive, a size below 1 or a
+            window larger than `steps`.
+
+    >>> import l2ljax as l2l
+    >>> rates = [1e-4, 1e-3, 1e-2, 1e-1]
+    >>> tuning = tune(l2l.classic.gradient_descent, l2l.tasks.quadratic(), rates, window=1,
+    ...               key=jax.random.key(0), steps=20)
+    >>> tuning.best
+    {'learning_rate': 0.01}
+    """
+    for name, value in [("steps", steps), ("problems", problems), ("window", window)]:
+        _checks.count(name, value)
+    _checks.count("widen", widen, least=0)
+    if window > steps:
+        raise ValueError(f"window must be at most steps={steps}, got {window}")
+    values = _validate(grid)
+    make = as_partial(factory if isinstance(grid, Mapping) else _ByRate(factory))
+
+    points: dict[str, list[float]] = {name: [] for name in values}
+    scores: list[float] = []
+    on_edge = True
+    for _ in range(1 + widen):
+        block = list(itertools.product(*values.values()))
+        columns = dict(zip(values, np.array(block, np.float64).T, strict=True))
+        arrays = {name: jnp.asarray(column) for name, column in columns.items()}
+        losses = _score_all(make, task, key, arrays, steps=steps, problems=problems, window=window)
+        for name, column in columns.items():
+            points[name].extend(column.tolist())
+        scores.extend(np.where(np.isfinite(losses), losses, np.inf).tolist())
+        beyond = _beyond(points, scores, values)
+        on_edge = beyond is not None
+        if beyond is None:
+            break
+        values = values | {RATE: beyond}
+    best = int(np.argmin(scores))
+    return Tuning(
+        best={name: column[best] for name, column in points.items()},
+        score=scores[best],
+        points={name: np.array(column) for name, column in points.items()},
+        scores=np.array(scores),
+        on_edge=on_edge,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _ByRate:
+    """Calls a factory with the rate as its first argument, whatever its name."""
+
+    factory: Factory
+
+    def __call__(self, learning_rate: Array) -> optax.GradientTransformation:
+        return self.factory(learning_rate)
+
+
+def _validate(grid: Grid) -> dict[str, list[float]]:
+    columns = grid if isinstance(grid, Mapping) else {RATE: grid}
+    if not columns:
+        raise ValueError("grid must have at least one argument, got none")
+    values: dict[str, list[float]] = {}
+    for name, column in columns.items():
+        array = np.asarray(column, np.float64)
+        label = "grid" if column is grid else f"grid[{name!r}]"
+        if array.ndim != 1 or not array.size:
+            raise ValueError(f"{label} must be a sequence of numbers, got {column!r}")
+        if name == RATE:
+            _checks.positive(label, column)
+            array = np.sort(array)
+        values[name] = array.tolist()
+    return values
+
+
+def _beyond(
+    points: dict[str, list[float]], scores: list[float], values: dict[str, list[float]]
+) -> list[float] | None:
+    """The rates beyond the edge that the best one lies on, or None if it lies inside."""
+    if RATE not in values or len(values[RATE]) < 2:
+        return None
+    rates, block = points[RATE], values[RATE]
+    best = rates[int(np.argmin(scores))]
+    ratio = (block[-1] / block[0]) ** (1 / (len(block) - 1))
+    powers = np.arange(1, len(block) + 1)
+    if best == max(rates) and np.isfinite(min(scores)):
+        return (best * ratio**powers).tolist()
+    if best == min(rates):
+        return np.sort(best / ratio**powers).tolist()
+    return None
+
+
+@jax.jit(static_argnames=("steps", "problems", "window"))
+def _score_all(
+    make: Factory,
+    task: Task,
+    key: Key,
+    points: dict[str, Array],
+    *,
+    steps: int,
+    problems: int,
+    window: int,
+) -> Float[Array, " points"]:
+    def score(point: dict[str, Array]) -> Float[Array, ""]:
+        tx = as_pytree(make(**point))
+        losses = unroll_batch(tx, task, key, horizon=steps, problems=problems)
+        return final_loss(losses, window).mean()
+
+    return jax.vmap(score)(points)
