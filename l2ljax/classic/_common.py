@@ -46,7 +46,8 @@ def require_float_params(params: Params) -> None:
 
 def _working_dtype(leaf: ArrayLike) -> jnp.dtype:
     """At least float32: in bfloat16 an average with decay 0.999 would never move."""
-    return jnp.promote_types(jnp.result_type(leaf), jnp.float32)
+    dtype = jnp.result_type(leaf)
+    return jnp.dtype(jnp.float32) if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def accumulator(params: Params) -> PyTree:

@@ -2,6 +2,7 @@
 
 from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
@@ -17,7 +18,6 @@ from l2ljax.classic._common import (
     rate_at,
     require_scalars,
     root_with_eps,
-    safe_sqrt,
 )
 from l2ljax.core import Params
 
@@ -77,7 +77,6 @@ def adam(
 
     Two coordinates whose gradients differ a thousandfold take the same steps:
 
-    >>> import jax.numpy as jnp
     >>> tx, x = adam(0.5), jnp.ones(2)
     >>> state = tx.init(x)
     >>> for _ in range(3):
@@ -103,7 +102,7 @@ def adam(
         v = b2 * v + (1 - b2) * g**2
         m_hat, v_hat = m, v
         if bias_correction == "rate":
-            rate = rate * safe_sqrt(1 - b2**t) / (1 - b1**t)
+            rate = rate * jnp.sqrt(1 - b2**t) / (1 - b1**t)
         elif bias_correction:
             m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
         return -rate * m_hat / root_with_eps(v_hat, eps, inside=eps_in_sqrt), m, v

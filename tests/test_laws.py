@@ -1,0 +1,277 @@
+"""Laws that every optimizer keeps, whatever its formula; the rows are in `methods_table.py`.
+
+`optax` promotes dtypes loosely in its own code, so promotion is strict in those laws only where
+nothing of optax computes.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from methods_table import METHODS
+
+every_method = pytest.mark.parametrize("method", METHODS, ids=str)
+with_hyperparameters = pytest.mark.parametrize(
+    "method", [m for m in METHODS if m.factory is not None], ids=str
+)
+with_rate = pytest.mark.parametrize(
+    "method", [m for m in METHODS if "learning_rate" in m.hyperparameters], ids=str
+)
+
+STEPS = 3
+SHAPES = {"empty": (0, 3), "scale": (), "weight": (2, 3)}
+
+
+def random_tree(seed, *leading, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    return {
+        name: jnp.asarray(rng.normal(size=(*leading, *shape)), dtype)
+        for name, shape in SHAPES.items()
+    }
+
+
+def unroll(tx, params, gradients):
+    """All updates and the last state, for gradients with a leading axis of steps."""
+
+    def step(state, g):
+        updates, state = tx.update(g, state, params)
+        return state, updates
+
+    state, updates = jax.lax.scan(step, tx.init(params), gradients)
+    return updates, state
+
+
+def assert_same(actual, expected, rtol=1e-5, atol=1e-7):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), actual, expected
+    )
+
+
+def avals(tree):
+    """Shapes and dtypes; also whether a dtype is weak, for that would compile a second time."""
+    return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+
+
+@every_method
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "mixed"])
+def test_updates_and_state_keep_structure_shapes_and_dtypes(method, dtype, strict_promotion):
+    with jax.enable_x64(dtype in ("float64", "mixed")):
+        params = random_tree(0, dtype=jnp.float32 if dtype == "mixed" else dtype)
+        if dtype == "mixed":
+            params["scale"] = params["scale"].astype(jnp.bfloat16)
+            params["weight"] = params["weight"].astype(jnp.float64)
+        tx = method.make()
+        state = jax.eval_shape(tx.init, params)
+        updates, new_state = jax.eval_shape(tx.update, params, state, params)
+        assert avals(updates) == avals(jax.eval_shape(lambda x: x, params))
+        assert avals(new_state) == avals(state)
+
+
+@every_method
+def test_init_needs_shapes_only(method):
+    params, tx = random_tree(0), method.make()
+    assert avals(jax.eval_shape(tx.init, params)) == avals(tx.init(params))
+
+
+@every_method
+def test_jit_computes_the_same_and_compiles_once(method, strict_promotion):
+    params, gradients, tx = random_tree(0), random_tree(1), method.make()
+    traces = []
+
+    @jax.jit
+    def jitted(updates, state, params):
+        traces.append(None)
+        return tx.update(updates, state, params)
+
+    state = jitted_state = tx.init(params)
+    for _ in range(STEPS):
+        updates, state = tx.update(gradients, state, params)
+        jitted_updates, jitted_state = jitted(gradients, jitted_state, params)
+        assert_same(jitted_updates, updates)
+    assert_same(jitted_state, state)
+    assert len(traces) == 1
+
+
+@every_method
+def test_scan_computes_the_same_as_a_loop(method):
+    params, gradients, tx = random_tree(0), random_tree(1, STEPS), method.make()
+    updates, last = jax.jit(lambda p, g: unroll(tx, p, g))(params, gradients)
+    update, state = jax.jit(tx.update), tx.init(params)
+    for t in range(STEPS):
+        expected, state = update(jax.tree.map(lambda g, t=t: g[t], gradients), state, params)
+        assert_same(jax.tree.map(lambda u, t=t: u[t], updates), expected)
+    assert_same(last, state)
+
+
+@every_method
+def test_vmap_over_problems_computes_each_alone(method):
+    tx, problems = method.make(), 2
+    params, gradients = random_tree(0, problems), random_tree(1, problems, STEPS)
+    run = jax.jit(lambda p, g: unroll(tx, p, g))
+    batched = jax.jit(jax.vmap(run))(params, gradients)
+    for i in range(problems):
+        alone = run(*jax.tree.map(lambda x, i=i: x[i], (params, gradients)))
+        assert_same(jax.tree.map(lambda x, i=i: x[i], batched), alone)
+
+
+@with_rate
+def test_vmap_over_rates_computes_each_alone(method):
+    params, gradients = random_tree(0), random_tree(1, STEPS)
+    others = {k: v for k, v in method.hyperparameters.items() if k != "learning_rate"}
+
+    @jax.jit
+    def run(rate):
+        return unroll(method.factory(learning_rate=rate, **others), params, gradients)
+
+    rates = jnp.array([1e-3, 1e-1])
+    batched = jax.jit(jax.vmap(run))(rates)
+    for i, rate in enumerate(rates):
+        assert_same(jax.tree.map(lambda x, i=i: x[i], batched), run(rate))
+
+
+@with_rate
+def test_a_schedule_is_the_rate_of_each_step_and_starts_at_zero(method):
+    params, gradients = random_tree(0), random_tree(1)
+    others = {k: v for k, v in method.hyperparameters.items() if k != "learning_rate"}
+    scheduled = method.factory(learning_rate=lambda count: 0.1 / (1.0 + count), **others)
+
+    @jax.jit
+    def update(state, rate):
+        return method.factory(learning_rate=rate, **others).update(gradients, state, params)
+
+    scheduled_update, state = jax.jit(scheduled.update), scheduled.init(params)
+    for t in range(STEPS):
+        expected, _ = update(state, 0.1 / (1 + t))
+        updates, state = scheduled_update(gradients, state, params)
+        assert_same(updates, expected)
+
+
+@every_method
+def test_extra_arguments_are_taken_with_optax_support(method):
+    params, gradients, tx = random_tree(0), random_tree(1), method.make()
+    state = tx.init(params)
+    updates, _ = optax.with_extra_args_support(tx).update(
+        gradients, state, params, value=jnp.ones(()), grad=gradients, value_fn=jnp.sum
+    )
+    assert_same(updates, tx.update(gradients, state, params)[0])
+
+
+@every_method
+def test_chain_passes_the_updates_on(method):
+    params, gradients, tx = random_tree(0), random_tree(1, STEPS), method.make()
+    halved, _ = unroll(optax.chain(tx, optax.scale(0.5)), params, gradients)
+    updates, _ = unroll(tx, params, gradients)
+    assert_same(halved, jax.tree.map(lambda u: 0.5 * u, updates))
+
+
+@every_method
+@pytest.mark.parametrize("wrapper", ["masked", "partition"])
+def test_on_part_of_the_params_it_works_as_on_that_part_alone(method, wrapper):
+    params, gradients, tx = random_tree(0), random_tree(1, STEPS), method.make()
+    mine = {name: name in ("empty", "weight") for name in SHAPES}
+    if wrapper == "masked":
+        wrapped = optax.masked(tx, mine)
+    else:
+        wrapped = optax.partition({True: tx, False: optax.identity()}, mine)
+
+    def part(tree):
+        return {name: tree[name] for name in SHAPES if mine[name]}
+
+    updates, _ = unroll(wrapped, params, gradients)
+    alone, _ = unroll(tx, part(params), part(gradients))
+    assert_same(part(updates), alone)
+    assert_same(updates["scale"], gradients["scale"])
+
+
+@with_hyperparameters
+def test_injected_hyperparameters_compute_the_same_and_can_be_changed(method):
+    params, gradients, tx = random_tree(0), random_tree(1, STEPS), method.make()
+    injected = optax.inject_hyperparams(method.factory)(**method.hyperparameters)
+    updates, state = unroll(injected, params, gradients)
+    assert_same(updates, unroll(tx, params, gradients)[0], rtol=1e-4)
+    if "learning_rate" in state.hyperparams:
+        first = jax.tree.map(lambda g: g[0], gradients)
+        before, _ = jax.jit(injected.update)(first, injected.init(params), params)
+        state = injected.init(params)
+        state.hyperparams["learning_rate"] *= 2
+        after, _ = jax.jit(injected.update)(first, state, params)
+        assert_same(after, jax.tree.map(lambda u: 2 * u, before))
+
+
+@every_method
+def test_multi_steps_updates_with_the_mean_gradient(method):
+    params, gradients, tx = random_tree(0), random_tree(1, 2), method.make()
+    updates, _ = unroll(optax.MultiSteps(tx, every_k_schedule=2), params, gradients)
+    mean = jax.tree.map(lambda g: g.mean(0, keepdims=True), gradients)
+    expected, _ = unroll(tx, params, mean)
+    zeros = jax.tree.map(jnp.zeros_like, expected)
+    assert_same(
+        updates, jax.tree.map(lambda *x: jnp.concatenate(x), zeros, expected), rtol=1e-4, atol=1e-6
+    )
+
+
+@every_method
+def test_apply_if_finite_keeps_a_nan_out_of_params_and_state(method):
+    params, gradients, tx = random_tree(0), random_tree(1), method.make()
+    wrapped = optax.apply_if_finite(tx, max_consecutive_errors=STEPS)
+    update, state = jax.jit(wrapped.update), wrapped.init(params)
+    broken = {**gradients, "scale": jnp.array(jnp.nan)}
+    updates, state = update(broken, state, params)
+    assert_same(updates, jax.tree.map(jnp.zeros_like, params))
+    assert_same(state.inner_state, tx.init(params))
+    updates, _ = update(gradients, state, params)
+    assert_same(updates, tx.update(gradients, tx.init(params), params)[0])
+
+
+@every_method
+@pytest.mark.parametrize(
+    "params", [{}, jnp.ones(()), jnp.ones((0, 3)), (jnp.ones(2), None)], ids=str
+)
+def test_params_may_be_empty_or_one_leaf(method, params):
+    tx = method.make()
+    updates, state = tx.update(params, tx.init(params), params)
+    assert avals(updates) == avals(params)
+    assert avals(state) == avals(tx.init(params))
+
+
+@every_method
+def test_integer_params_are_refused_by_name(method):
+    with pytest.raises(ValueError, match=r"int32.*steps|steps.*int32"):
+        method.make().init({"steps": jnp.arange(2), "weight": jnp.ones(2)})
+
+
+def meta_loss(method, params, gradients, hyperparameters):
+    """A function of all updates with a derivative that is nowhere zero by symmetry."""
+    tx = method.factory(**hyperparameters) if hyperparameters else method.make()
+    updates, _ = unroll(tx, params, gradients)
+    return sum(jnp.sum((1.0 + jnp.arange(u.size)).reshape(u.shape) * u) for u in updates.values())
+
+
+@every_method
+def test_the_meta_gradient_is_finite_at_a_zero_gradient(method):
+    params, gradients = random_tree(0), random_tree(1, 5)
+    hyperparameters = {k: jnp.asarray(v) for k, v in method.hyperparameters.items()}
+    derivative = jax.jit(jax.grad(lambda g, h: meta_loss(method, params, g, h), argnums=(0, 1)))
+    for zero_steps in (5, 2):  # always zero; zero at first
+        some_zero = jax.tree.map(lambda g, n=zero_steps: g.at[:n].set(0), gradients)
+        for leaf in jax.tree.leaves(derivative(some_zero, hyperparameters)):
+            assert np.all(np.isfinite(leaf))
+
+
+@with_hyperparameters
+def test_the_hypergradient_equals_finite_differences(method, x64):
+    params = random_tree(0, dtype=jnp.float64)
+    gradients = random_tree(1, 5, dtype=jnp.float64)
+    hyperparameters = dict(method.hyperparameters)
+    if "eps" in hyperparameters:
+        hyperparameters["eps"] = 0.1  # large enough for a difference above rounding
+    hyperparameters = {k: jnp.asarray(v) for k, v in hyperparameters.items()}
+    value_and_grad = jax.jit(jax.value_and_grad(lambda h: meta_loss(method, params, gradients, h)))
+    _, derivative = value_and_grad(hyperparameters)
+    for name, value in hyperparameters.items():
+        width = 1e-4 * min(value, 1 - value)
+        above, _ = value_and_grad({**hyperparameters, name: value + width})
+        below, _ = value_and_grad({**hyperparameters, name: value - width})
+        np.testing.assert_allclose(derivative[name], (above - below) / (2 * width), rtol=1e-6)
