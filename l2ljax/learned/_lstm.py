@@ -1,7 +1,8 @@
 """The coordinate-wise LSTM of 'Learning to learn by gradient descent by gradient descent'."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +12,14 @@ from jaxtyping import Array
 from l2ljax import _checks
 from l2ljax.core import (
     CoordinatewiseTransformation,
-    Key,
     LearnedOptimizer,
     Params,
     Phi,
     Spec,
     closure,
 )
-from l2ljax.learned import _coordinates, _preprocess
+from l2ljax.learned import _coordinates
+from l2ljax.learned._preprocess import log_sign
 from l2ljax.networks import lstm_apply, lstm_carry, lstm_init
 
 Preprocess = Callable[[Array], Array]
@@ -82,9 +83,12 @@ def lstm(
     ((3, 2), (20, 8))
     """
     hidden = tuple(hidden)
-    _checks.count("number of layers in hidden", len(hidden))
+    if not hidden:
+        raise ValueError("hidden must have at least one layer, got ()")
     for units in hidden:
         _checks.count("hidden", units)
+    if not callable(preprocess):
+        _checks.choice("preprocess", preprocess, ["log_sign", "scale", None])
     _checks.positive("output_scale", output_scale)
     _checks.positive("p", p)
     _checks.positive("input_scale", input_scale)
@@ -98,37 +102,35 @@ def lstm(
             "input_scale": input_scale,
         },
     )
-    features = _features(preprocess, p, input_scale)
+    features = _Features(preprocess, float(p), float(input_scale))
     inputs = jax.eval_shape(features, jnp.zeros(())).shape[0]
-    settings: dict[str, Any] = {
-        "hidden": hidden,
-        "features": features,
-        "output_scale": float(output_scale),
-    }
     return LearnedOptimizer(
-        init=closure(_draw, features=inputs, hidden=hidden),
-        bind=closure(_bind, **settings),
+        init=closure(lstm_init, features=inputs, hidden=hidden),
+        bind=closure(_bind, hidden=hidden, features=features, output_scale=float(output_scale)),
         spec=spec,
     )
 
 
-def _draw(key: Key, *, features: int, hidden: tuple[int, ...]) -> Phi:
-    return lstm_init(key, features=features, hidden=hidden)
+@dataclasses.dataclass(frozen=True)
+class _Features:
+    """The preprocessing with its constants; equal where they are, so that programs are shared."""
 
+    preprocess: str | Preprocess | None
+    p: float
+    input_scale: float
 
-def _features(preprocess: str | Preprocess | None, p: float, input_scale: float) -> Preprocess:
-    if callable(preprocess):
-        return preprocess
-    _checks.choice("preprocess", preprocess, ["log_sign", "scale", None])
-    if preprocess == "log_sign":
-        return closure(_preprocess.log_sign, p=float(p))
-    if preprocess == "scale":
-        return closure(_preprocess.scale, input_scale=float(input_scale))
-    return _preprocess.identity
+    def __call__(self, gradient: Array) -> Array:
+        if callable(self.preprocess):
+            return self.preprocess(gradient)
+        if self.preprocess == "log_sign":
+            return log_sign(gradient, p=self.p)
+        if self.preprocess == "scale":
+            gradient = self.input_scale * gradient
+        return gradient[None]
 
 
 def _bind(
-    phi: Phi, *, hidden: tuple[int, ...], features: Preprocess, output_scale: float
+    phi: Phi, *, hidden: tuple[int, ...], features: _Features, output_scale: float
 ) -> optax.GradientTransformation:
     return CoordinatewiseTransformation(
         init=closure(_init, phi, hidden=hidden),
@@ -149,7 +151,7 @@ def _update(
     params: Params | None = None,
     *,
     hidden: tuple[int, ...],
-    features: Preprocess,
+    features: _Features,
     output_scale: float,
 ) -> tuple[Params, LSTMState]:
     del params

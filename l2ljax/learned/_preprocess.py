@@ -1,23 +1,7 @@
-"""What a coordinate-wise network sees of a gradient.
-
-A preprocessing is a function of gradients of any shape that returns features on a new leading
-axis; called with a scalar it gives the features of one coordinate.
-"""
+"""What a coordinate-wise network sees of a gradient: features on a new leading axis."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-
-def identity(gradient: Float[Array, "*coordinates"]) -> Float[Array, "1 *coordinates"]:
-    """The gradient itself, as one feature."""
-    return gradient[None]
-
-
-def scale(
-    gradient: Float[Array, "*coordinates"], *, input_scale: float
-) -> Float[Array, "1 *coordinates"]:
-    """The gradient times a constant, as one feature."""
-    return input_scale * gradient[None]
 
 
 def log_sign(gradient: Float[Array, "*coordinates"], *, p: float) -> Float[Array, "2 *coordinates"]:

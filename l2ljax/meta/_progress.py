@@ -1,10 +1,10 @@
 """What meta-training tells the outside while it runs."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 from tqdm.auto import tqdm
 
 from l2ljax.core import Phi
@@ -18,12 +18,18 @@ class TrainState(NamedTuple):
         phi: present meta-parameters.
         opt_state: state of the meta-optimizer.
         estimator: state of the estimator (the episodes under way).
+        best_phi: the best φ by validation so far; the first φ before any.
+        best_score: its score, f32[]; infinite before any.
+        stale: validations since then, i32[].
     """
 
     step: Int[Array, ""]
     phi: Phi
     opt_state: Any
     estimator: Any
+    best_phi: Phi
+    best_score: Float[Array, ""]
+    stale: Int[Array, ""]
 
 
 class Progress(NamedTuple):
@@ -52,7 +58,7 @@ class ProgressBar:
     def __init__(self, done: int, steps: int) -> None:
         self._bar = tqdm(total=steps, initial=done, unit="step", desc="meta-training")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(self, *exception: object) -> None:

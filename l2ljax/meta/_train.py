@@ -13,10 +13,19 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Int
 
 from l2ljax import _checks
-from l2ljax.core import Estimator, Key, LearnedOptimizer, Phi, Scalar, Task, as_pytree, closure
+from l2ljax.core import (
+    Estimator,
+    Key,
+    LearnedOptimizer,
+    Phi,
+    Scalar,
+    Task,
+    as_partial,
+    as_pytree,
+)
 from l2ljax.meta._progress import Callback, Progress, ProgressBar, TrainState
 from l2ljax.meta._truncated import EstimatorFactory, truncated
-from l2ljax.meta._validation import Selection
+from l2ljax.meta._validation import consider
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +125,7 @@ def train(
         meta_optimizer: any optax transformation; default `optax.adam(1e-3)`.
         estimator: an estimator factory; default `truncated(horizon=100, truncation=20)`.
         validate: a score of φ to be minimised, see `validation`; turns on early stopping and makes
-            `result.phi` the best φ seen. A function that holds arrays should be a `Partial`.
+            `result.phi` the best φ seen. It is compiled; one that holds arrays is best a `Partial`.
         validate_every: meta-steps between validations.
         patience: validations without a new best after which training stops; None: never.
         state: a state to go on from, with the same `key` and settings; `steps` then counts from
@@ -153,21 +162,22 @@ def train(
         raise ValueError(f"steps must be at least the {done} that state has done, got {steps}")
 
     recorder = _Recorder()
-    selection = Selection(validate, patience)
     with contextlib.ExitStack() as stack:
         if progress:
             callbacks = [*callbacks, stack.enter_context(ProgressBar(done, steps))]
-        while done < steps and not selection.exhausted:
+        while done < steps and (patience is None or int(state.stale) < patience):
             size = min(chunk, steps - done, validate_every - done % validate_every)
             state, metrics = _jitted_chunk(estimates, meta, state, key, size, capacity=chunk)
             done += size
             recorder.add({name: np.asarray(rows)[:size] for name, rows in metrics.items()}, done)
-            if done % validate_every == 0 or done == steps:
-                selection.consider(state.phi, done)
+            if validate is not None and (done % validate_every == 0 or done == steps):
+                state, score = consider(as_partial(validate), state)
+                recorder.add_score(float(score), done)
             for callback in callbacks:
-                callback(Progress(state, steps, recorder.last, selection.score))
-    best = state.phi if selection.best_phi is None else selection.best_phi
-    return TrainResult(best, state.phi, recorder.history() | selection.history(), state)
+                callback(Progress(state, steps, recorder.chunks[-1], recorder.last_score))
+    selected = validate is not None and bool(jnp.isfinite(state.best_score))
+    phi = state.best_phi if selected else state.phi
+    return TrainResult(phi, state.phi, recorder.history(), state)
 
 
 def _prepare(
@@ -187,8 +197,16 @@ def _jitted_start(
 ) -> TrainState:
     phi_key, state_key = jax.random.split(key)
     phi = opt.init(phi_key)
-    step = jnp.zeros((), jnp.int32)
-    return TrainState(step, phi, meta.init(phi), estimates.init(state_key, phi))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero,
+        phi=phi,
+        opt_state=meta.init(phi),
+        estimator=estimates.init(state_key, phi),
+        best_phi=phi,
+        best_score=jnp.asarray(jnp.inf, jnp.float32),
+        stale=zero,
+    )
 
 
 def _step(
@@ -203,7 +221,10 @@ def _step(
         lambda new, old: jnp.where(usable, new, old), moved, (state.phi, state.opt_state)
     )
     metrics = {"loss": estimate.loss, "grad_norm": norm, "skipped": ~usable, **estimate.aux}
-    return TrainState(state.step + 1, phi, opt_state, estimator_state), metrics
+    state = state._replace(
+        step=state.step + 1, phi=phi, opt_state=opt_state, estimator=estimator_state
+    )
+    return state, metrics
 
 
 _jitted_step = jax.jit(_step)
@@ -237,10 +258,7 @@ class _Recorder:
 
     def __init__(self) -> None:
         self.chunks: list[dict[str, np.ndarray]] = []
-
-    @property
-    def last(self) -> dict[str, np.ndarray]:
-        return self.chunks[-1]
+        self._scores: list[tuple[int, float]] = []
 
     def add(self, metrics: dict[str, np.ndarray], done: int) -> None:
         if metrics["skipped"].all():
@@ -251,7 +269,17 @@ class _Recorder:
             )
         self.chunks.append(metrics)
 
+    def add_score(self, score: float, done: int) -> None:
+        self._scores.append((done, score))
+
+    @property
+    def last_score(self) -> float | None:
+        return self._scores[-1][1] if self._scores else None
+
     def history(self) -> dict[str, np.ndarray]:
-        if not self.chunks:
-            return {}
-        return {name: np.concatenate([c[name] for c in self.chunks]) for name in self.chunks[0]}
+        names = self.chunks[0] if self.chunks else {}
+        history = {name: np.concatenate([c[name] for c in self.chunks]) for name in names}
+        if self._scores:
+            steps, scores = zip(*self._scores, strict=True)
+            history |= {"validation_step": np.array(steps), "validation": np.array(scores)}
+        return history

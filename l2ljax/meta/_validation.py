@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
 from l2ljax.core import Key, LearnedOptimizer, Phi, Scalar, Task, closure
+from l2ljax.meta._progress import TrainState
 from l2ljax.meta._unroll import unroll_batch
 
 
@@ -90,41 +90,27 @@ def _score(
     return jnp.where(jnp.isfinite(score), score, jnp.inf)
 
 
-class Selection:
-    """Keeps the best φ and says when to stop."""
+@jax.jit
+def consider(
+    validate: Callable[[Phi], Scalar], state: TrainState
+) -> tuple[TrainState, Float[Array, ""]]:
+    """Scores the present φ, keeps it if it is the best so far, and counts if it is not.
 
-    def __init__(self, validate: Callable[[Phi], Scalar] | None, patience: int | None) -> None:
-        self._validate = None if validate is None else jax.jit(validate)
-        self._patience = patience
-        self._steps: list[int] = []
-        self._scores: list[float] = []
-        self.best_phi: Phi | None = None
+    Args:
+        validate: a `Partial`; lower is better.
+        state: the state of meta-training.
 
-    def consider(self, phi: Phi, step: int) -> None:
-        """Scores φ, and keeps it if it is the best so far."""
-        if self._validate is None:
-            return
-        score = float(self._validate(phi))
-        score = score if np.isfinite(score) else float("inf")
-        if score < min(self._scores, default=float("inf")):
-            self.best_phi = phi
-        self._steps.append(step)
-        self._scores.append(score)
-
-    @property
-    def score(self) -> float | None:
-        """The last score."""
-        return self._scores[-1] if self._scores else None
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether `patience` validations have passed without a new best."""
-        if self._patience is None or not self._scores:
-            return False
-        return len(self._scores) - 1 - int(np.argmin(self._scores)) >= self._patience
-
-    def history(self) -> dict[str, np.ndarray]:
-        """The scores and their meta-steps."""
-        if self._validate is None:
-            return {}
-        return {"validation_step": np.array(self._steps), "validation": np.array(self._scores)}
+    Returns:
+        The state with its selection brought up to date, and the score.
+    """
+    score = jnp.asarray(validate(state.phi), state.best_score.dtype)
+    better = score < state.best_score
+    best_phi = jax.tree.map(
+        lambda new, old: jnp.where(better, new, old), state.phi, state.best_phi
+    )
+    state = state._replace(
+        best_phi=best_phi,
+        best_score=jnp.where(better, score, state.best_score),
+        stale=jnp.where(better, 0, state.stale + 1),
+    )
+    return state, score

@@ -1,0 +1,127 @@
+"""Figures of what `l2ljax.evaluate` and `l2ljax.meta` return; needs the extra `plots`."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from l2ljax import _checks
+from l2ljax.evaluate import Comparison
+
+# Okabe and Ito's palette, told apart by colour-blind readers too; black is for the reference.
+_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999")
+_STYLES = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+
+
+def curves(
+    results: Comparison | Mapping[str, np.ndarray],
+    *,
+    statistic: str = "mean",
+    band: str | None = "interval",
+    log_steps: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws loss against step for each optimizer, on a logarithmic scale of losses.
+
+    Args:
+        results: a `Comparison`, whose reference is drawn in black and whose tuned settings stand in
+            the legend; or arrays of losses, f32[problems, steps + 1], by name.
+        statistic: "mean" or "median" over problems.
+        band: "interval", a 95 % interval of the statistic over problems (bootstrap); "quartiles",
+            from the first to the third quartile of problems; or None.
+        log_steps: whether the axis of steps is logarithmic too; step 0 then has no place on it.
+        ax: where to draw; default: a new figure.
+
+    Returns:
+        The axes; `ax.figure.savefig(path)` writes the picture.
+
+    Raises:
+        ValueError: for an unknown statistic or band, or no curves.
+
+    >>> ax = curves({"a": np.array([[4.0, 2.0, 1.0], [5.0, 3.0, 1.0]])}, band="quartiles")
+    >>> print(ax.lines[0].get_ydata())
+    [4.5 2.5 1. ]
+    """
+    _checks.choice("statistic", statistic, _STATISTICS)
+    _checks.choice("band", band, ["interval", "quartiles", None])
+    runs = results.curves if isinstance(results, Comparison) else dict(results)
+    if not runs:
+        raise ValueError("results must have at least one curve, got none")
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    rivals = 0
+    for name, losses in runs.items():
+        if isinstance(results, Comparison) and name == results.reference:
+            look = {"color": "black", "linewidth": 2.2, "zorder": 3}
+        else:
+            look = {"color": _COLORS[rivals % len(_COLORS)], "linestyle": _STYLES[rivals % 7]}
+            rivals += 1
+        losses = np.asarray(losses, np.float64)
+        steps = np.arange(losses.shape[1])
+        centre = _STATISTICS[statistic](losses, axis=0)
+        ax.plot(steps, centre, label=_label(name, results), **look)
+        if band is not None:
+            low, high = _band(losses, statistic, band)
+            ax.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
+    ax.set_yscale("log")
+    if log_steps:
+        ax.set_xscale("log")
+    ax.set_xlabel("step")
+    ax.set_ylabel(f"loss, {statistic} over {len(losses)} problems")
+    ax.grid(alpha=0.25, which="both", linewidth=0.5)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return ax
+
+
+def history(result_history: Mapping[str, np.ndarray], *, ax: Axes | None = None) -> Axes:
+    """Draws the course of meta-training: the meta-loss and, where there is one, the validation.
+
+    Args:
+        result_history: `history` of `meta.train`'s result.
+        ax: where to draw; default: a new figure.
+
+    Returns:
+        The axes.
+
+    >>> ax = history({"loss": np.array([3.0, 2.0, 1.0])})
+    >>> len(ax.lines)
+    2
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    loss = np.asarray(result_history["loss"], np.float64)
+    width = max(1, len(loss) // 50)
+    smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
+    ax.plot(loss, color=_COLORS[1], linewidth=0.5, alpha=0.5)
+    ax.plot(np.arange(len(smooth)) + width - 1, smooth, color="black", label="meta-loss")
+    if "validation" in result_history:
+        steps, scores = result_history["validation_step"], result_history["validation"]
+        ax.plot(steps, scores, color=_COLORS[5], marker="o", label="validation: final loss")
+    ax.set_yscale("log")
+    ax.set_xlabel("meta-step")
+    ax.grid(alpha=0.25, which="both", linewidth=0.5)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    return ax
+
+
+_STATISTICS = {"mean": np.mean, "median": np.median}
+
+
+def _label(name: str, results: Comparison | Mapping[str, np.ndarray]) -> str:
+    if not isinstance(results, Comparison) or name not in results.tunings:
+        return name
+    setting = results.tunings[name].best
+    return f"{name} ({', '.join(f'{value:.2g}' for value in setting.values())})"
+
+
+def _band(losses: np.ndarray, statistic: str, band: str) -> tuple[np.ndarray, np.ndarray]:
+    if band == "quartiles":
+        low, high = np.quantile(losses, [0.25, 0.75], axis=0)
+        return low, high
+    samples = np.random.default_rng(0).integers(len(losses), size=(1000, len(losses)))
+    resampled = np.stack([_STATISTICS[statistic](losses[rows], axis=0) for rows in samples])
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    return low, high
