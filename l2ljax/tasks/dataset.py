@@ -97,8 +97,8 @@ class Dataset:
             The examples.
 
         Raises:
-            ValueError: for a split that is unknown, missing or empty, as many inputs as labels not
-                being there, or labels outside `0 ... classes - 1`.
+            ValueError: for a split that is unknown, missing or empty, for numbers of inputs and
+                labels that differ, or for labels that are not whole numbers below `classes`.
         """
         _checks.choice("split", name, ("train", "validation", "test"))
         split = getattr(self, name)

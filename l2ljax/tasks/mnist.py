@@ -145,20 +145,19 @@ def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray:
             data = gzip.decompress(data)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{file} must be a whole gzip file, got: {error}") from error
-    header = [0x0800 + len(shape), *shape]
-    start = 4 * len(header)
-    got = [int.from_bytes(data[i : i + 4], "big") for i in range(0, start, 4)]
-    if len(data) < start or got[0] != header[0]:
+    magic = bytes([0, 0, 8, len(shape)])
+    if data[:4] != magic:
         raise ValueError(
-            f"{file} must be an IDX file of {len(shape)}-dimensional bytes, starting with "
-            f"{header[0]:#010x}, got {data[:4].hex() or 'an empty file'}"
+            f"{file} must be an IDX file of bytes in {len(shape)} dimensions, starting with "
+            f"{magic.hex(' ')}, got {data[:4].hex(' ') or 'an empty file'}"
         )
-    if got != header:
-        raise ValueError(f"{file} must hold values of shape {shape}, got {tuple(got[1:])}")
-    if len(data) != start + math.prod(shape):
-        raise ValueError(
-            f"{file} must have {start + math.prod(shape):,} bytes (unpacked), got {len(data):,}"
-        )
+    start = 4 + 4 * len(shape)
+    held = tuple(np.frombuffer(data[4:start], ">u4", count=len(data[4:start]) // 4).tolist())
+    if len(data) >= start and held != shape:
+        raise ValueError(f"{file} must hold an array of shape {shape}, got {held}")
+    size = start + math.prod(shape)
+    if len(data) != size:
+        raise ValueError(f"{file} must have {size:,} bytes when unpacked, got {len(data):,}")
     values = np.frombuffer(data, np.uint8, offset=start).reshape(shape)
     if values.ndim == 1 and values.max() > 9:
         raise ValueError(f"{file} must hold labels from 0 to 9, got {values.max()}")

@@ -30,7 +30,8 @@ def cross_entropy(
     >>> print(cross_entropy(jnp.array([[0.0, 1e30], [0.0, 0.0]]), jnp.array([1, 0])))
     [0.        0.6931472]
     """
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if jnp.finfo(logits.dtype).bits < 32:
+        logits = logits.astype(jnp.float32)
     # A mask and not an index: the gradient of an index is a scatter, slow on every device.
     chosen = labels[:, None] == jnp.arange(logits.shape[-1], dtype=labels.dtype)
     return jnp.sum(jnp.where(chosen, -jax.nn.log_softmax(logits), 0), axis=-1)
@@ -242,9 +243,9 @@ def _loss(
         indices = jax.random.randint(key, (batch_size,), 0, len(data))
     inputs, labels = data.examples(indices)
     values = loss(apply(params, inputs), labels)
-    if values.shape not in ((), inputs.shape[:1]):
+    if jnp.shape(values) not in ((), inputs.shape[:1]):
         raise ValueError(
             f"loss must return a scalar or one value for each of {len(inputs)} examples, "
-            f"got shape {values.shape}"
+            f"got shape {jnp.shape(values)}"
         )
     return jnp.mean(values)
