@@ -61,7 +61,7 @@ clean:  ## remove environments, caches and builds, but not runs/
 
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@echo "Installing l2ljax[$*] into $(VENV); the first time takes a minute or two."
-	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --editable '.[$*]'
+	@$(BIN)/python -m pip --disable-pip-version-check install -qq --editable '.[$*]'
 	@touch $@
 
 $(LOWEST)/.installed: pyproject.toml | $(DEV)

@@ -1,0 +1,74 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from l2ljax import _checks
+
+
+@pytest.mark.parametrize(
+    ("check", "good"),
+    [
+        (_checks.positive, 1e-3),
+        (_checks.positive, np.array([1, 2])),
+        (_checks.positive, jnp.ones(2, jnp.bfloat16)),
+        (_checks.non_negative, 0),
+        (_checks.finite, -3.0),
+        (_checks.fraction, 0.0),
+        (_checks.fraction, [0.9, 0.999]),
+    ],
+)
+def test_good_numbers_pass(check: Any, good: Any) -> None:
+    check("rate", good)
+
+
+@pytest.mark.parametrize(
+    ("check", "bad", "expected"),
+    [
+        (_checks.positive, 0.0, "a positive number, got 0.0"),
+        (_checks.positive, float("inf"), "a positive number, got inf"),
+        (_checks.positive, float("nan"), "a positive number, got nan"),
+        (_checks.positive, [0.1, -0.1], r"a positive number, got \[0.1, -0.1\]"),
+        (_checks.positive, "fast", "a positive number, got 'fast'"),
+        (_checks.positive, True, "a positive number, got True"),
+        (_checks.positive, None, "a positive number, got None"),
+        (_checks.non_negative, -1, "a non-negative number, got -1"),
+        (_checks.finite, float("nan"), "a finite number, got nan"),
+        (_checks.fraction, 1.0, r"a number in \[0, 1\), got 1.0"),
+        (_checks.fraction, jnp.array(-0.5), r"a number in \[0, 1\), got Array\(-0.5"),
+    ],
+)
+def test_bad_numbers_are_named_with_what_was_expected(check: Any, bad: Any, expected: str) -> None:
+    with pytest.raises(ValueError, match=f"^rate must be {expected}"):
+        check("rate", bad)
+
+
+def test_traced_values_and_schedules_pass() -> None:
+    def double(rate: jax.Array) -> jax.Array:
+        _checks.positive("rate", rate)
+        return 2 * rate
+
+    assert jax.jit(double)(-1.0) == -2
+    assert jax.grad(double)(-1.0) == 2
+    np.testing.assert_array_equal(jax.vmap(double)(jnp.array([-1.0, 0.0])), [-2, 0])
+    _checks.positive("rate", optax.constant_schedule(-1.0))
+
+
+def test_a_count_is_a_whole_number_that_is_large_enough() -> None:
+    _checks.count("steps", 1)
+    _checks.count("steps", np.int64(3))
+    _checks.count("steps", 0, least=0)
+    for bad in (0, -1, 1.0, True, "3", None):
+        with pytest.raises(ValueError, match="^steps must be a whole number of at least 1, got"):
+            _checks.count("steps", bad)
+
+
+def test_a_choice_outside_the_options_proposes_the_nearest() -> None:
+    _checks.choice("activation", "relu", ("relu", "tanh"))
+    with pytest.raises(ValueError, match=r"^activation must be one of .*; did you mean 'relu'\?$"):
+        _checks.choice("activation", "rellu", ("relu", "tanh"))
+    with pytest.raises(ValueError, match=r"got 'xyz'$"):
+        _checks.choice("activation", "xyz", ("relu", "tanh"))
