@@ -62,6 +62,7 @@ def _init(key: Key, problem: Problem, *, dim: int, init_std: float) -> Float[Arr
 
 def _loss(params: Float[Array, " dim"], problem: Problem, key: Key) -> Scalar:
     del key
-    # GPUs and TPUs would round the factors to a half precision: no loss near zero could be told.
+    # Accelerators round the factors of a product by default, to 8 or 11 bits: a loss near zero
+    # would be noise.
     outputs = jnp.matmul(problem["W"], params, precision="highest")
     return jnp.sum((outputs - problem["y"]) ** 2)
