@@ -4,7 +4,9 @@ A learning rate is a number, a scalar array or an optax schedule, whose count st
 hyperparameter may be a traced value: methods run under `jax.vmap` over rates, in
 `optax.inject_hyperparams`, and are differentiable with respect to all of them, also where the
 gradient is zero. Accumulators are float32 for narrower params, since an average with a decay near
-one stands still in bfloat16; updates keep the dtypes of the gradients.
+one stands still in bfloat16; updates keep the dtypes of the gradients. For the same reason
+`optax.inject_hyperparams` wants `hyperparam_dtype=jnp.float32` where the params are bfloat16: it
+rounds a decay of 0.999 to 1 otherwise.
 """
 
 from l2ljax.classic.adam import AdamState, adam

@@ -113,6 +113,16 @@ def test_bfloat16_accumulates_in_float32(factory):
     )
 
 
+def test_hyperparameters_injected_in_bfloat16_are_refused_where_they_round_to_one():
+    params = jnp.ones(2, jnp.bfloat16)
+    with pytest.raises(ValueError, match="^b2 must be"):
+        optax.inject_hyperparams(classic.adam)(0.1).init(params)
+    tx = optax.inject_hyperparams(classic.adam, hyperparam_dtype=jnp.float32)(0.1)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates.dtype == jnp.bfloat16
+    np.testing.assert_allclose(updates.astype(jnp.float32), -0.1, rtol=1e-2)
+
+
 def test_updates_have_the_dtype_of_the_gradients_not_of_the_params():
     tx = classic.adam(0.1)
     updates, state = tx.update(jnp.ones(2, jnp.bfloat16), tx.init(jnp.ones(2, jnp.float32)))
