@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from tqdm.auto import tqdm
 
 from l2ljax import _checks
 from l2ljax.core import Key, Task
@@ -136,6 +137,7 @@ def compare(
     tuning_task: Task | None = None,
     tuning_problems: int = 16,
     confidence: float = 0.95,
+    progress: bool = False,
 ) -> Comparison:
     """Runs optimizers on the same fresh problems, after tuning those that are `Tunable`.
 
@@ -154,6 +156,7 @@ def compare(
         tuning_task: where to tune; default: `task`.
         tuning_problems: problems that each setting is tuned on.
         confidence: of the intervals.
+        progress: whether to show a bar over optimizers.
 
     Returns:
         A `Comparison`; `print` shows its table.
@@ -184,7 +187,9 @@ def compare(
     tuning_key = jax.random.fold_in(key, 2**32 - 1)
     tunings: dict[str, Tuning] = {}
     runs: dict[str, np.ndarray] = {}
-    for name, optimizer in optimizers.items():
+    bar = tqdm(optimizers.items(), desc="comparing", unit="optimizer", disable=not progress)
+    for name, optimizer in bar:
+        bar.set_postfix_str(name)
         if isinstance(optimizer, Tunable):
             tunings[name] = tune(
                 optimizer.factory,

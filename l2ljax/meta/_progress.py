@@ -40,7 +40,7 @@ class Progress(NamedTuple):
         steps: the meta-step at which the run ends.
         metrics: arrays with a leading axis of the chunk's meta-steps: `loss`, `grad_norm`,
             `skipped`, and the estimator's `aux`.
-        validation: the last validation score, if there is one.
+        validation: the score of φ, if it was validated after this chunk.
     """
 
     state: TrainState
@@ -57,6 +57,7 @@ class ProgressBar:
 
     def __init__(self, done: int, steps: int) -> None:
         self._bar = tqdm(total=steps, initial=done, unit="step", desc="meta-training")
+        self._shown: dict[str, str] = {}
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -66,8 +67,8 @@ class ProgressBar:
 
     def __call__(self, progress: Progress) -> None:
         """Moves the bar to the state of `progress`."""
-        shown = {"meta-loss": f"{np.nanmean(progress.metrics['loss']):.4g}"}
+        self._shown["meta-loss"] = f"{np.nanmean(progress.metrics['loss']):.4g}"
         if progress.validation is not None:
-            shown["validation"] = f"{progress.validation:.4g}"
-        self._bar.set_postfix(shown, refresh=False)
+            self._shown["validation"] = f"{progress.validation:.4g}"
+        self._bar.set_postfix(self._shown, refresh=False)
         self._bar.update(int(progress.state.step) - self._bar.n)

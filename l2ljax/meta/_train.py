@@ -170,11 +170,13 @@ def train(
             state, metrics = _jitted_chunk(estimates, meta, state, key, size, capacity=chunk)
             done += size
             recorder.add({name: np.asarray(rows)[:size] for name, rows in metrics.items()}, done)
+            score = None
             if validate is not None and (done % validate_every == 0 or done == steps):
-                state, score = consider(as_partial(validate), state)
-                recorder.add_score(float(score), done)
+                state, scored = consider(as_partial(validate), state)
+                score = float(scored)
+                recorder.add_score(score, done)
             for callback in callbacks:
-                callback(Progress(state, steps, recorder.chunks[-1], recorder.last_score))
+                callback(Progress(state, steps, recorder.chunks[-1], score))
     selected = validate is not None and bool(jnp.isfinite(state.best_score))
     phi = state.best_phi if selected else state.phi
     return TrainResult(phi, state.phi, recorder.history(), state)
@@ -271,10 +273,6 @@ class _Recorder:
 
     def add_score(self, score: float, done: int) -> None:
         self._scores.append((done, score))
-
-    @property
-    def last_score(self) -> float | None:
-        return self._scores[-1][1] if self._scores else None
 
     def history(self) -> dict[str, np.ndarray]:
         names = self.chunks[0] if self.chunks else {}

@@ -1,0 +1,150 @@
+"""The command line: `l2ljax demo`, `train`, `compare`, `tasks`."""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import l2ljax
+from l2ljax.cli import _commands
+
+_EPILOG = """\
+examples:
+  l2ljax demo --out runs/demo
+  l2ljax train --task quadratic --out runs/quadratic
+  l2ljax train --task mnist --data-dir data --out runs/mnist
+  l2ljax compare --task mnist --data-dir data --weights runs/mnist
+
+An optimizer that was trained is a folder, and in Python an optax transformation:
+  tx = l2ljax.learned.load("runs/mnist")
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0, 2 for wrong use, 130 after Ctrl-C.
+
+    Args:
+        argv: the words after `l2ljax`; default: those of the process.
+
+    Returns:
+        The exit status.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        print(f"l2ljax: error: {error}", file=sys.stderr)
+        return 2
+    except _commands.Interrupted as interruption:
+        print(f"\n{interruption}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="l2ljax",
+        description="Meta-train optimizers, and compare them with tuned hand-designed ones.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=l2ljax.__version__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "demo",
+        help="meta-train on the embedded digits and compare: the whole job in five minutes",
+        description="Meta-trains the LSTM optimizer on a small network over embedded handwritten "
+        "digits, tunes hand-designed optimizers on the same problem, compares all on fresh ones.",
+    )
+    command.set_defaults(command=_commands.demo)
+    _add_run(command, default_out="runs/demo")
+    _add_recipe(command)
+    _add_comparison(command)
+
+    command = commands.add_parser(
+        "train",
+        help="meta-train an LSTM optimizer on a task",
+        description="Meta-trains an LSTM optimizer. The folder then holds weights.safetensors, "
+        "card.json and the history of the run.",
+    )
+    command.set_defaults(command=_commands.train)
+    command.add_argument("--task", help="a name that `l2ljax tasks` lists")
+    _add_data(command)
+    _add_run(command, default_out=None)
+    _add_recipe(command)
+
+    command = commands.add_parser(
+        "compare",
+        help="compare trained optimizers with tuned baselines",
+        description="Tunes SGD, momentum, Nesterov, RMSprop and Adam on the task, runs all "
+        "optimizers on the same fresh problems, and writes a table and a figure.",
+    )
+    command.set_defaults(command=_commands.compare)
+    command.add_argument("--task", required=True, help="a name that `l2ljax tasks` lists")
+    command.add_argument(
+        "--weights",
+        required=True,
+        nargs="+",
+        metavar="[NAME=]FOLDER",
+        help="trained optimizers; the first is the one that ratios compare with",
+    )
+    _add_data(command)
+    command.add_argument(
+        "--out", type=pathlib.Path, help="folder for table and figure (default: the last weights')"
+    )
+    command.add_argument("--force", action="store_true", help="replace an earlier table and figure")
+    _add_comparison(command)
+
+    command = commands.add_parser("tasks", help="list the tasks")
+    command.set_defaults(command=_commands.list_tasks)
+    return parser
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data-dir",
+        help="folder with the task's data, or its parent; without it, data are downloaded",
+    )
+
+
+def _add_run(command: argparse.ArgumentParser, default_out: str | None) -> None:
+    command.add_argument(
+        "--out",
+        type=pathlib.Path,
+        required=default_out is None,
+        default=None if default_out is None else pathlib.Path(default_out),
+        help="folder of the run" + (f" (default: {default_out})" if default_out else ""),
+    )
+    command.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
+    command.add_argument(
+        "--resume", action="store_true", help="go on with an interrupted run, with its settings"
+    )
+    command.add_argument("--force", action="store_true", help="replace a run that is there")
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "meta-training", "each task has a recipe of its own; these change parts of it"
+    )
+    group.add_argument("--steps", type=int, help="meta-updates")
+    group.add_argument("--batch", type=int, help="problems of one meta-gradient")
+    group.add_argument("--horizon", type=int, help="inner steps of an episode")
+    group.add_argument("--truncation", type=int, help="inner steps of one meta-update")
+    group.add_argument("--meta-rate", type=float, help="first learning rate of Adam on φ")
+    group.add_argument("--clip", type=float, help="largest norm of a meta-gradient")
+    group.add_argument("--power", type=float, help="losses are weighted by step^POWER")
+    group.add_argument("--preprocess", help="log_sign, scale or none")
+    group.add_argument("--output-scale", type=float, help="of the network's output")
+
+
+def _add_comparison(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("comparison")
+    group.add_argument("--problems", type=int, default=64, help="fresh problems (default: 64)")
+    group.add_argument("--inner-steps", type=int, help="steps of a run (default: the task's)")
+    group.add_argument(
+        "--evaluation-seed", type=int, default=1_000_000, help="of the fresh problems"
+    )

@@ -1,0 +1,73 @@
+"""How `l2ljax train` meta-trains on each task unless told otherwise."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from l2ljax import learned, meta
+from l2ljax.core import LearnedOptimizer, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The settings of a run of meta-training; plain JSON values.
+
+    Attributes:
+        steps: meta-updates.
+        batch: problems of one meta-gradient.
+        horizon: inner steps of an episode.
+        truncation: inner steps of a meta-update.
+        meta_rate: Adam's learning rate on φ, falling to zero by a cosine.
+        clip: largest global norm of a meta-gradient.
+        power: the losses of an episode are weighted by t^power; 0 trains for the mean loss of a
+            run, larger powers for its final loss.
+        preprocess: of the LSTM's inputs: "log_sign", "scale" or "none".
+        output_scale: of the LSTM's outputs.
+    """
+
+    steps: int
+    batch: int
+    horizon: int = 100
+    truncation: int = 20
+    meta_rate: float = 1e-2
+    clip: float = 1.0
+    power: float = 2.0
+    preprocess: str = "log_sign"
+    output_scale: float = 0.1
+
+    def optimizer(self) -> LearnedOptimizer:
+        """The LSTM of these settings."""
+        preprocess = None if self.preprocess == "none" else self.preprocess
+        return learned.lstm(preprocess=preprocess, output_scale=self.output_scale)
+
+    def training(
+        self, opt: LearnedOptimizer, task: Task, *, seed: int, window: int
+    ) -> dict[str, Any]:
+        """Arguments of `meta.train` beside the optimizer and the task."""
+        run_key, validation_key = jax.random.split(jax.random.key(seed))
+        weights = meta.polynomial_weights(self.horizon, self.power) / self.truncation
+        return {
+            "key": run_key,
+            "steps": self.steps,
+            "batch": self.batch,
+            "estimator": meta.truncated(
+                horizon=self.horizon, truncation=self.truncation, step_weights=weights
+            ),
+            "meta_optimizer": optax.chain(
+                optax.clip_by_global_norm(self.clip),
+                optax.adam(optax.cosine_decay_schedule(self.meta_rate, self.steps)),
+            ),
+            "validate": meta.validation(
+                opt, task, key=validation_key, horizon=self.horizon, window=window
+            ),
+            "validate_every": max(1, self.steps // 10),
+        }
+
+
+RECIPES: dict[str, Recipe] = {
+    "quadratic": Recipe(steps=10_000, batch=128),
+    "digits": Recipe(steps=1500, batch=4),
+    "mnist": Recipe(steps=5000, batch=1),
+}

@@ -1,0 +1,138 @@
+"""The folder of a run: its settings, its checkpoints, its results."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from l2ljax import checkpoint, meta
+from l2ljax.checkpoint import CARD, WEIGHTS, write_file
+
+SETTINGS, HISTORY, CHECKPOINTS = "run.json", "history.npz", "checkpoints"
+TABLE, FIGURE = "comparison.json", "curves.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's folder. Only files that a run writes are ever replaced or removed."""
+
+    folder: pathlib.Path
+
+    @classmethod
+    def start(cls, folder: pathlib.Path, settings: dict[str, Any], *, force: bool) -> "Run":
+        """Opens a folder for a new run, before anything long begins.
+
+        Raises:
+            FileExistsError: if a run is there already and `force` is off.
+            OSError: if the folder cannot be written.
+        """
+        run = cls(folder)
+        if run.has(SETTINGS, WEIGHTS, CARD) and not force:
+            state = "a finished run" if run.has(CARD) else "an unfinished run (--resume goes on)"
+            raise FileExistsError(f"{folder} has {state}; --force begins again and replaces it")
+        for name in (SETTINGS, HISTORY, WEIGHTS, CARD, TABLE, FIGURE):
+            (folder / name).unlink(missing_ok=True)
+        if (folder / CHECKPOINTS).is_dir():
+            shutil.rmtree(folder / CHECKPOINTS)
+        write_file(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+        return run
+
+    @classmethod
+    def resume(cls, folder: pathlib.Path) -> tuple["Run", dict[str, Any]]:
+        """Opens the folder of an unfinished run.
+
+        Raises:
+            FileNotFoundError: if there is no run.
+            FileExistsError: if the run is finished.
+            ValueError: if its settings are damaged.
+        """
+        run = cls(folder)
+        if run.has(CARD):
+            raise FileExistsError(f"{folder} has a finished run; there is nothing to resume")
+        if not run.has(SETTINGS):
+            raise FileNotFoundError(f"{folder} has no run to resume: {SETTINGS} is missing")
+        try:
+            settings = json.loads((folder / SETTINGS).read_text())
+        except ValueError as error:
+            raise ValueError(f"{folder / SETTINGS} must be JSON: {error}") from error
+        return run, settings
+
+    def has(self, *names: str) -> bool:
+        """Whether any of these files is there."""
+        return any((self.folder / name).exists() for name in names)
+
+    def save(self, state: meta.TrainState, history: dict[str, np.ndarray]) -> None:
+        """Saves a state of meta-training and the history up to it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{HISTORY}"
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **history)
+        temporary.replace(self.folder / HISTORY)
+        checkpoint.save_state(self.folder / CHECKPOINTS, int(state.step), state)
+
+    def load(
+        self, like: meta.TrainState
+    ) -> tuple[meta.TrainState | None, dict[str, np.ndarray]]:
+        """The last saved state and the history up to it; None and an empty one if there is none."""
+        if checkpoint.last_step(self.folder / CHECKPOINTS) is None:
+            return None, {}
+        state = checkpoint.read_state(self.folder / CHECKPOINTS, like)
+        with np.load(self.folder / HISTORY) as arrays:
+            history = {name: arrays[name] for name in arrays}
+        # A run that stopped between its two files has a history that is ahead of its state.
+        done = int(state.step)
+        scored = history.get("validation_step", np.zeros(0)) <= done
+        return state, {
+            name: rows[scored] if name.startswith("validation") else rows[:done]
+            for name, rows in history.items()
+        }
+
+    def clear_checkpoints(self) -> None:
+        """Removes the states of a run that is finished."""
+        shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+
+
+class Saver:
+    """A callback that keeps the newest state and history, and saves them at intervals."""
+
+    def __init__(
+        self,
+        run: Run,
+        history: dict[str, np.ndarray],
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run, self._seconds, self._clock = run, seconds, clock
+        self._chunks = [history] if history else []
+        self._saved = clock()
+        self.state: meta.TrainState | None = None
+
+    def __call__(self, progress: meta.Progress) -> None:
+        """Takes in a chunk; saves if it is time."""
+        self.state = progress.state
+        chunk = dict(progress.metrics)
+        if progress.validation is not None:
+            chunk["validation"] = np.array([progress.validation])
+            chunk["validation_step"] = np.array([int(progress.state.step)])
+        self._chunks.append(chunk)
+        if self._clock() - self._saved > self._seconds:
+            self.save()
+
+    def save(self) -> None:
+        """Saves the newest state, if there is one."""
+        if self.state is not None:
+            self._run.save(self.state, self.history())
+            self._saved = self._clock()
+
+    def history(self) -> dict[str, np.ndarray]:
+        """All metrics so far, those of an earlier part of the run first."""
+        names = dict.fromkeys(name for chunk in self._chunks for name in chunk)
+        return {
+            name: np.concatenate([chunk[name] for chunk in self._chunks if name in chunk])
+            for name in names
+        }
