@@ -21,8 +21,8 @@ FLOORS = {
     "meta": 3,
     **dict.fromkeys(["evaluate", "hyper"], 4),
     "plots": 5,
-    **dict.fromkeys(["cli", "__main__"], 6),
-    "__init__": 7,
+    "cli": 6,
+    **dict.fromkeys(["__main__", "__init__"], 7),
 }
 # Meta-training receives tasks and optimizers as values.
 HIGHEST_IMPORT = {"meta": 1}
