@@ -66,3 +66,15 @@ def choice(name: str, value: Any, options: Iterable[Any]) -> None:
     near = difflib.get_close_matches(str(value), [str(o) for o in options], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"{name} must be one of {options}, got {value!r}{hint}")
+
+
+def floating_leaves(name: str, tree: Any) -> None:
+    """Requires real floating-point leaves; shapes and dtypes are enough."""
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        dtype = jax.dtypes.result_type(leaf)
+        if not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+            place = jax.tree_util.keystr(path) or "(the only leaf)"
+            raise ValueError(
+                f"{name} must have floating-point leaves, got {dtype} at {place}; "
+                "optax.masked or optax.partition leave such leaves out"
+            )

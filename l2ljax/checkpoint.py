@@ -38,7 +38,9 @@ def write_file(path: Path, content: bytes | str) -> None:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
         temporary = pathlib.Path(file.name)
         try:
             file.write(data)
@@ -125,9 +127,11 @@ def read_weights(folder: Path, like: PyTree) -> PyTree:
     expected = {name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in _named(like)}
     found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     if expected != found:
-        raise ValueError(f"{path} holds weights of another architecture: {_mismatch(expected, found)}")
-    structure = jax.tree.structure(like)
-    return structure.unflatten(jax.numpy.asarray(arrays[name]) for name, _ in _named(like))
+        raise ValueError(
+            f"{path} holds weights of another architecture: {_mismatch(expected, found)}"
+        )
+    leaves = [jax.numpy.asarray(arrays[name]) for name, _ in _named(like)]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def save_state(folder: Path, step: int, state: PyTree) -> None:
@@ -184,7 +188,7 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
 
 
 def _is_key(leaf: Any) -> bool:
-    return jax.numpy.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _raw_keys(tree: PyTree) -> PyTree:
@@ -211,7 +215,9 @@ def _digest(content: bytes) -> str:
 def _existing(folder: Path, name: str) -> pathlib.Path:
     path = pathlib.Path(folder) / name
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; weights are a folder with {WEIGHTS} and {CARD}")
+        raise FileNotFoundError(
+            f"{path} does not exist; weights are a folder with {WEIGHTS} and {CARD}"
+        )
     return path
 
 

@@ -101,7 +101,7 @@ def lstm_init(key: Key, *, features: int, hidden: tuple[int, ...]) -> Phi:
         but for the forget gates', one.
     """
     carries = lstm_carry((), jnp.float32, hidden=hidden)
-    return _CoordinateLSTM(hidden).init(key, carries, jnp.zeros(features))["params"]
+    return _CoordinateLSTM(hidden).init(key, carries, jnp.zeros(features, jnp.float32))["params"]
 
 
 def lstm_apply(

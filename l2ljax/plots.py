@@ -1,6 +1,8 @@
 """Figures of what `l2ljax.evaluate` and `l2ljax.meta` return; needs the extra `plots`."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -34,7 +36,7 @@ def curves(
         ax: where to draw; default: a new figure.
 
     Returns:
-        The axes; `ax.figure.savefig(path)` writes the picture.
+        The axes; `save(ax, path)` writes the picture.
 
     Raises:
         ValueError: for an unknown statistic or band, or no curves.
@@ -53,7 +55,7 @@ def curves(
     rivals = 0
     for name, losses in runs.items():
         if isinstance(results, Comparison) and name == results.reference:
-            look = {"color": "black", "linewidth": 2.2, "zorder": 3}
+            look: dict[str, Any] = {"color": "black", "linewidth": 2.2, "zorder": 3}
         else:
             look = {"color": _COLORS[rivals % len(_COLORS)], "linestyle": _STYLES[rivals % 7]}
             rivals += 1
@@ -107,7 +109,29 @@ def history(result_history: Mapping[str, np.ndarray], *, ax: Axes | None = None)
     return ax
 
 
-_STATISTICS = {"mean": np.mean, "median": np.median}
+def save(ax: Axes, path: str | os.PathLike[str]) -> None:
+    """Writes the figure of these axes to a file and closes it.
+
+    Args:
+        ax: what a function of this module returned.
+        path: the file; its ending decides the format.
+
+    Raises:
+        OSError: if the file cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(history({"loss": np.array([3.0, 2.0, 1.0])}), f"{folder}/history.png")
+    ...     os.listdir(folder)
+    ['history.png']
+    """
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+_STATISTICS: dict[str, Callable[..., np.ndarray]] = {"mean": np.mean, "median": np.median}
 
 
 def _label(name: str, results: Comparison | Mapping[str, np.ndarray]) -> str:

@@ -9,16 +9,16 @@ one stands still in bfloat16; updates keep the dtypes of the gradients. For the 
 rounds a decay of 0.999 to 1 otherwise.
 """
 
-from l2ljax.classic.adam import AdamState, adam
-from l2ljax.classic.gradient_descent import GradientDescentState, gradient_descent
-from l2ljax.classic.momentum import (
+from l2ljax.classic._adam import AdamState, adam
+from l2ljax.classic._gradient_descent import GradientDescentState, gradient_descent
+from l2ljax.classic._momentum import (
     MomentumState,
     NesterovState,
     momentum,
     nesterov,
     nesterov_iterate,
 )
-from l2ljax.classic.rmsprop import RMSPropState, rmsprop
+from l2ljax.classic._rmsprop import RMSPropState, rmsprop
 
 __all__ = [
     "AdamState",

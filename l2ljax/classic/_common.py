@@ -10,6 +10,7 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
+from l2ljax import _checks
 from l2ljax.core import Params
 
 Updates: TypeAlias = PyTree
@@ -32,18 +33,6 @@ def require_scalars(**hyperparameters: Any) -> None:
             raise ValueError(f"{name} must be a scalar, got the shape {np.shape(value)}")
 
 
-def require_float_params(params: Params) -> None:
-    """Refuses leaves that have no real gradient."""
-    for path, leaf in jax.tree.leaves_with_path(params):
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            name = jax.tree_util.keystr(path) or "(the only leaf)"
-            raise ValueError(
-                f"params must have floating-point leaves, got {dtype} at {name}; "
-                "optax.masked or optax.partition leave such leaves out"
-            )
-
-
 def _working_dtype(leaf: ArrayLike) -> jnp.dtype:
     """At least float32: in bfloat16 an average with decay 0.999 would never move."""
     dtype = jnp.result_type(leaf)
@@ -52,7 +41,7 @@ def _working_dtype(leaf: ArrayLike) -> jnp.dtype:
 
 def accumulator(params: Params) -> PyTree:
     """Zeros like the params, float32 where their dtype is narrower."""
-    require_float_params(params)
+    _checks.floating_leaves("params", params)
     return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, _working_dtype(leaf)), params)
 
 

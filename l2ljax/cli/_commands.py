@@ -12,6 +12,7 @@ import sys
 from typing import Any
 
 import jax
+import numpy as np
 
 import l2ljax
 from l2ljax import evaluate, learned, meta, plots, tasks
@@ -39,7 +40,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Meta-trains, and leaves weights with a card in the run's folder."""
     run, settings, resumed = _open(arguments)
     opt, result, history = _meta_train(run, settings, resumed)
-    scores = {"validation": _last(history["validation"])} if "validation" in history else {}
+    scores = {"validation": float(min(history["validation"]))} if "validation" in history else {}
     _finish(run, opt, result, settings, scores)
     print(f"weights: {run.folder}\nload them: l2ljax.learned.load({str(run.folder)!r})")
 
@@ -91,19 +92,19 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     fields = [field.name for field in dataclasses.fields(Recipe)]
     given = {name: getattr(arguments, name, None) for name in fields}
     changes = {name: value for name, value in given.items() if value is not None}
-    recipe = dataclasses.replace(RECIPES[arguments.task], **changes)
-    return recipe
+    return dataclasses.replace(RECIPES[arguments.task], **changes)
 
 
 def _meta_train(
     run: Run, settings: dict[str, Any], resumed: bool
-) -> tuple[l2ljax.LearnedOptimizer, meta.TrainResult, dict[str, Any]]:
+) -> tuple[l2ljax.LearnedOptimizer, meta.TrainResult, dict[str, np.ndarray]]:
     recipe = Recipe(**settings["recipe"])
     entry = tasks.CATALOGUE[settings["task"]]
     task = tasks.load(settings["task"], settings["data_dir"]).train
     opt = recipe.optimizer()
     training = recipe.training(opt, task, seed=settings["seed"], window=entry.final_window)
-    state, history = None, {}
+    state: meta.TrainState | None = None
+    history: dict[str, np.ndarray] = {}
     if resumed:
         like = meta.make_step(
             opt, task, **{k: training[k] for k in ("key", "batch", "meta_optimizer", "estimator")}
@@ -159,7 +160,7 @@ def _compare(
     write_file(folder / TABLE, json.dumps(table, indent=2, allow_nan=False) + "\n")
     axes = plots.curves(comparison)
     axes.set_title(f"{name}: fresh problems, baselines tuned")
-    axes.figure.savefig(folder / FIGURE, dpi=150)
+    plots.save(axes, folder / FIGURE)
     print(f"table: {folder / TABLE}\nfigure: {folder / FIGURE}")
     return comparison
 
@@ -188,7 +189,3 @@ def _versions() -> dict[str, str]:
     packages = ["l2ljax", "jax", "jaxlib", "optax", "flax", "numpy"]
     versions = {name: importlib.metadata.version(name) for name in packages}
     return {**versions, "python": platform.python_version()}
-
-
-def _last(scores: Any) -> float:
-    return float(min(scores))

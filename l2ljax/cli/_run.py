@@ -71,13 +71,11 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{HISTORY}"
         with temporary.open("wb") as file:
-            np.savez_compressed(file, **history)
+            np.savez_compressed(file, allow_pickle=False, **history)
         temporary.replace(self.folder / HISTORY)
         checkpoint.save_state(self.folder / CHECKPOINTS, int(state.step), state)
 
-    def load(
-        self, like: meta.TrainState
-    ) -> tuple[meta.TrainState | None, dict[str, np.ndarray]]:
+    def load(self, like: meta.TrainState) -> tuple[meta.TrainState | None, dict[str, np.ndarray]]:
         """The last saved state and the history up to it; None and an empty one if there is none."""
         if checkpoint.last_step(self.folder / CHECKPOINTS) is None:
             return None, {}

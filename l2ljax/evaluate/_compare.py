@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm.auto import tqdm
@@ -207,7 +208,10 @@ def compare(
             tx = optimizer
         runs[name] = np.asarray(curves(tx, task, key=key, steps=steps, problems=problems))
 
-    final = {name: np.asarray(final_loss(run, window), np.float64) for name, run in runs.items()}
+    final = {
+        name: np.asarray(final_loss(jnp.asarray(run), window), np.float64)
+        for name, run in runs.items()
+    }
     samples = np.random.default_rng(0).integers(problems, size=(RESAMPLES, problems))
     rows = tuple(
         _row(name, run, final[name], final[reference], samples, confidence, tunings.get(name))

@@ -7,17 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 
-def check_floating(name: str, tree: PyTree) -> None:
-    """Refuses leaves that are not real floating-point arrays, by their place in the tree."""
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        dtype = jax.dtypes.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"{name} must have floating-point leaves, but {name}{jax.tree_util.keystr(path)} "
-                f"is {dtype}; leave such leaves out with optax.masked"
-            )
-
-
 def count(tree: PyTree) -> int:
     """The number of coordinates; shapes are enough."""
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
@@ -34,7 +23,8 @@ def unflatten(flat: Float[Array, " coordinates"], like: PyTree) -> PyTree:
     leaves, structure = jax.tree.flatten(like)
     sizes = [math.prod(jnp.shape(leaf)) for leaf in leaves]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
-    return structure.unflatten(
+    parts = [
         flat[start : start + size].reshape(jnp.shape(leaf)).astype(jax.dtypes.result_type(leaf))
         for start, size, leaf in zip(starts, sizes, leaves, strict=True)
-    )
+    ]
+    return jax.tree.unflatten(structure, parts)

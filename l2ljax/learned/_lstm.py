@@ -56,8 +56,8 @@ def lstm(
         hidden: units of each LSTM layer; the paper's two layers of 20 by default.
         preprocess: what the network sees of a gradient ∇.
             `"log_sign"`: (log|∇|/p, sgn ∇) or, where |∇| < e^-p, (-1, e^p ∇) (appendix A);
-            `"scale"`: `input_scale` · ∇, the paper's simpler strategy; None: ∇ itself; or a function
-            from an array of gradients to features on a new leading axis.
+            `"scale"`: `input_scale` · ∇, the paper's simpler strategy; None: ∇ itself; or a
+            function from an array of gradients to features on a new leading axis.
         output_scale: the network's output is multiplied by it; the paper has 0.1 on MNIST, the
             authors' code 0.01 there and 1 on quadratics.
         p: of `"log_sign"`; 10 in the paper, 5 in the authors' code.
@@ -139,7 +139,7 @@ def _bind(
 
 
 def _init(phi: Phi, params: Params, *, hidden: tuple[int, ...]) -> LSTMState:
-    _coordinates.check_floating("params", params)
+    _checks.floating_leaves("params", params)
     dtype = _dtype(phi, params)
     return LSTMState(lstm_carry((_coordinates.count(params),), dtype, hidden=hidden))
 
@@ -155,7 +155,7 @@ def _update(
     output_scale: float,
 ) -> tuple[Params, LSTMState]:
     del params
-    _coordinates.check_floating("updates", updates)
+    _checks.floating_leaves("updates", updates)
     dtype = state.layers[0][0].dtype
     gradient = _coordinates.flatten(updates, dtype)
     phi = jax.tree.map(lambda leaf: leaf.astype(dtype), phi)

@@ -80,7 +80,9 @@ def restore(name_or_path: Path) -> tuple[LearnedOptimizer, Phi, dict[str, Any]]:
     try:
         opt = FACTORIES[spec["name"]](**spec["arguments"])
     except TypeError as error:
-        raise ValueError(f"{where} has arguments that {spec['name']} does not take: {error}") from error
+        raise ValueError(
+            f"{where} has arguments that {spec['name']} does not take: {error}"
+        ) from error
     phi = checkpoint.read_weights(name_or_path, jax.eval_shape(opt.init, jax.random.key(0)))
     return opt, phi, card
 

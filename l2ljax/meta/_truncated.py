@@ -66,8 +66,9 @@ def truncated(
         section 2 and equation 3.
 
     >>> import l2ljax as l2l
-    >>> est = truncated(horizon=10, truncation=5)(l2l.learned.lstm(), l2l.tasks.quadratic(), batch=2)
-    >>> phi = l2l.learned.lstm().init(jax.random.key(0))
+    >>> opt = l2l.learned.lstm()
+    >>> est = truncated(horizon=10, truncation=5)(opt, l2l.tasks.quadratic(), batch=2)
+    >>> phi = opt.init(jax.random.key(0))
     >>> estimate, state = est.estimate(phi, est.init(jax.random.key(1), phi), jax.random.key(2))
     >>> estimate.aux["losses"].shape, int(state.step)
     ((5,), 5)

@@ -105,9 +105,7 @@ def consider(
     """
     score = jnp.asarray(validate(state.phi), state.best_score.dtype)
     better = score < state.best_score
-    best_phi = jax.tree.map(
-        lambda new, old: jnp.where(better, new, old), state.phi, state.best_phi
-    )
+    best_phi = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.phi, state.best_phi)
     state = state._replace(
         best_phi=best_phi,
         best_score=jnp.where(better, score, state.best_score),

@@ -30,19 +30,17 @@ def test_tasks_have_one_structure_and_a_final_window_of_one_where_deterministic(
     assert (len(losses) == 1) == (CATALOGUE[name].final_window == 1)
 
 
-def test_digits_of_the_three_tasks_do_not_overlap():
-    rows = [{image.tobytes() for image in _examples(task)} for task in load("digits")]
-    assert [len(row) for row in rows] == [898, 180, 719]
-    assert not (rows[0] & rows[1] or rows[0] & rows[2] or rows[1] & rows[2])
+def test_digits_of_meta_training_and_evaluation_do_not_overlap():
+    train, evaluation = ({image.tobytes() for image in _examples(t)} for t in load("digits"))
+    assert (len(train), len(evaluation)) == (898, 719)
+    assert not train & evaluation
 
 
-def test_mnist_is_stopped_by_images_that_evaluation_never_sees(data_dir):
+def test_mnist_is_evaluated_on_images_that_meta_training_never_sees(data_dir):
     data, family = mnist(data_dir), load("mnist", data_dir)
     assert CATALOGUE["mnist"].needs_data
-    train, validation, evaluation = map(_examples, family)
-    first = np.asarray(data.train.inputs).reshape(30_000, -1)
-    np.testing.assert_array_equal(train, first[:25_000])
-    np.testing.assert_array_equal(validation, first[25_000:])
+    train, evaluation = map(_examples, family)
+    np.testing.assert_array_equal(train, data.train.inputs.reshape(30_000, -1))
     np.testing.assert_array_equal(evaluation, data.validation.inputs.reshape(30_000, -1))
 
 

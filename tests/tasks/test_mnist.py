@@ -191,7 +191,7 @@ def cache(monkeypatch, tmp_path):
 
 def test_mnist_downloads_once_and_again_only_what_was_spoiled(archives, cache, monkeypatch, capfd):
     sums = {file.stem: hashlib.md5(file.read_bytes()).hexdigest() for file in archives.iterdir()}
-    monkeypatch.setattr(sys.modules["l2ljax.tasks.mnist"], "_CHECKSUMS", sums)
+    monkeypatch.setattr(sys.modules["l2ljax.tasks._mnist"], "_CHECKSUMS", sums)
     with _serve(archives) as url:
         _check_content(mnist(url=url))
         assert "100%" in capfd.readouterr().err

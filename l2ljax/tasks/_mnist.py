@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2ljax import _checks
-from l2ljax.tasks.dataset import Dataset, Split
+from l2ljax.tasks._dataset import Dataset, Split
 
 _URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 

@@ -5,7 +5,7 @@ import importlib.resources
 import jax.numpy as jnp
 import numpy as np
 
-from l2ljax.tasks.dataset import Dataset, Split
+from l2ljax.tasks._dataset import Dataset, Split
 
 
 def digits() -> Dataset:

@@ -13,7 +13,6 @@ from l2ljax.classic._common import (
     first_count,
     leafwise,
     rate_at,
-    require_float_params,
     require_scalars,
 )
 from l2ljax.core import Params
@@ -69,7 +68,7 @@ def gradient_descent(learning_rate: LearningRate) -> optax.GradientTransformatio
         return (-rate * g,)
 
     def init(params: Params) -> GradientDescentState:
-        require_float_params(params)
+        _checks.floating_leaves("params", params)
         return GradientDescentState(first_count())
 
     def update(

@@ -7,26 +7,25 @@ from typing import NamedTuple
 
 from l2ljax import _checks
 from l2ljax.core import Task
-from l2ljax.tasks.dataset import Dataset
-from l2ljax.tasks.digits import digits
-from l2ljax.tasks.mnist import mnist
-from l2ljax.tasks.quadratic import quadratic
-from l2ljax.tasks.supervised import mlp_classifier
+from l2ljax.tasks._digits import digits
+from l2ljax.tasks._mnist import mnist
+from l2ljax.tasks._quadratic import quadratic
+from l2ljax.tasks._supervised import mlp_classifier
 
 DataDir = str | os.PathLike[str] | None
 
 
 class Family(NamedTuple):
-    """One task three times, on data that do not overlap.
+    """One task twice, on data that do not overlap.
 
     Attributes:
-        train: the task to meta-train on.
-        validation: the task for early stopping and choices.
+        train: the task to meta-train on; early stopping uses fresh problems of it. A part of the
+            data held out for that would be another problem: the smaller a data set, the sooner it
+            is learned by heart.
         evaluation: the task to report on.
     """
 
     train: Task
-    validation: Task
     evaluation: Task
 
 
@@ -53,11 +52,11 @@ class Entry:
 def load(name: str, data_dir: DataDir = None) -> Family:
     """The tasks of one entry of `CATALOGUE`.
 
-    | name | train | validation | evaluation |
-    |---|---|---|---|
-    | quadratic | fresh functions | fresh functions | fresh functions |
-    | digits | 898 images | 180 images | 719 images |
-    | mnist | the first 25,000 training images | the next 5,000 | the other 30,000 |
+    | name | train | evaluation |
+    |---|---|---|
+    | quadratic | fresh functions | fresh functions |
+    | digits | 898 images | 719 other images |
+    | mnist | the first 30,000 training images | the other 30,000 |
 
     MNIST's test images are not touched: they stay for claims about classifiers.
 
@@ -66,7 +65,7 @@ def load(name: str, data_dir: DataDir = None) -> Family:
         data_dir: folder with the data; see `mnist`.
 
     Returns:
-        Three tasks with one structure, so each runs in the program that was compiled for another
+        Two tasks with one structure, so one runs in the program that was compiled for the other
         if their data have one shape. Quadratics are told apart by their keys alone.
 
     Raises:
@@ -84,28 +83,18 @@ def load(name: str, data_dir: DataDir = None) -> Family:
 
 def _quadratic(data_dir: DataDir) -> Family:
     del data_dir
-    return Family(*(quadratic(),) * 3)
+    return Family(quadratic(), quadratic())
 
 
 def _digits(data_dir: DataDir) -> Family:
     del data_dir
-    return _classify(digits())
+    data = digits()
+    return Family(mlp_classifier(data, split="train"), mlp_classifier(data, split="test"))
 
 
 def _mnist(data_dir: DataDir) -> Family:
-    # Meta-training has the first 30,000 images. Early stopping is a part of it and holds out the
-    # last 5,000 of them: stopping by the images of the evaluation would be peeking.
     data = mnist(data_dir, validation=30_000)
-    ours = data.split("train")
-    return _classify(
-        dataclasses.replace(
-            data, train=ours[:25_000], validation=ours[25_000:], test=data.validation
-        )
-    )
-
-
-def _classify(data: Dataset) -> Family:
-    return Family(*(mlp_classifier(data, split=split) for split in ("train", "validation", "test")))
+    return Family(mlp_classifier(data, split="train"), mlp_classifier(data, split="validation"))
 
 
 CATALOGUE: dict[str, Entry] = {

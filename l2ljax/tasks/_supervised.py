@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks, networks
 from l2ljax.core import Key, Params, Problem, Scalar, Task, as_partial, closure
-from l2ljax.tasks.dataset import Dataset, Split
+from l2ljax.tasks._dataset import Dataset, Split
 
 
 def cross_entropy(
