@@ -29,7 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(words)
+    # What a card records, and what an interrupted run tells its user to type.
+    arguments.words = words
     try:
         arguments.command(arguments)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
@@ -60,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Meta-trains the LSTM optimizer on a small network over embedded handwritten "
         "digits, tunes hand-designed optimizers on the same problem, compares all on fresh ones.",
     )
-    command.set_defaults(command=_commands.demo)
+    command.set_defaults(command=_commands.demo, name="demo")
     _add_run(command, default_out="runs/demo")
     _add_recipe(command)
     _add_comparison(command)
@@ -71,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Meta-trains an LSTM optimizer. The folder then holds weights.safetensors, "
         "card.json and the history of the run.",
     )
-    command.set_defaults(command=_commands.train)
+    command.set_defaults(command=_commands.train, name="train")
     command.add_argument("--task", help="a name that `l2ljax tasks` lists")
     _add_data(command)
     _add_run(command, default_out=None)

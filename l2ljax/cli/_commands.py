@@ -39,9 +39,9 @@ def list_tasks(arguments: argparse.Namespace) -> None:
 def train(arguments: argparse.Namespace) -> None:
     """Meta-trains, and leaves weights with a card in the run's folder."""
     run, settings, resumed = _open(arguments)
-    opt, result, history = _meta_train(run, settings, resumed)
+    opt, result, history = _meta_train(run, settings, resumed, arguments)
     scores = {"validation": float(min(history["validation"]))} if "validation" in history else {}
-    _finish(run, opt, result, settings, scores)
+    _finish(run, opt, result, settings, scores, _typed(arguments))
     print(f"weights: {run.folder}\nload them: l2ljax.learned.load({str(run.folder)!r})")
 
 
@@ -64,10 +64,11 @@ def demo(arguments: argparse.Namespace) -> None:
     """Meta-trains on the embedded digits, compares, and leaves everything in one folder."""
     arguments.task, arguments.data_dir = "digits", None
     run, settings, resumed = _open(arguments)
-    opt, result, _ = _meta_train(run, settings, resumed)
+    opt, result, _ = _meta_train(run, settings, resumed, arguments)
     family = tasks.load("digits")
     comparison = _compare(run.folder, {"LSTM": opt.bind(result.phi)}, "digits", family, arguments)
-    _finish(run, opt, result, settings, {"comparison": comparison.to_dict()})
+    scores = {"comparison": comparison.to_dict()}
+    _finish(run, opt, result, settings, scores, _typed(arguments))
     print(f"weights: {run.folder}")
 
 
@@ -96,7 +97,7 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
 
 
 def _meta_train(
-    run: Run, settings: dict[str, Any], resumed: bool
+    run: Run, settings: dict[str, Any], resumed: bool, arguments: argparse.Namespace
 ) -> tuple[l2ljax.LearnedOptimizer, meta.TrainResult, dict[str, np.ndarray]]:
     recipe = Recipe(**settings["recipe"])
     entry = tasks.CATALOGUE[settings["task"]]
@@ -119,17 +120,17 @@ def _meta_train(
     except KeyboardInterrupt:
         saver.save()
         done = 0 if saver.state is None else int(saver.state.step)
+        again = shlex.join(["l2ljax", arguments.name, "--out", str(run.folder), "--resume"])
         raise Interrupted(
             f"interrupted; {run.folder} holds the state after meta-step {done} of {recipe.steps}."
-            f" Go on with:\n  {_command('--resume')}"
+            f" Go on with:\n  {again}"
         ) from None
     saver.save()
     return opt, result, saver.history()
 
 
-def _command(extra: str) -> str:
-    words = [word for word in sys.argv[1:] if word not in (extra, "--force")]
-    return shlex.join(["l2ljax", *words, extra])
+def _typed(arguments: argparse.Namespace) -> str:
+    return shlex.join(["l2ljax", *arguments.words])
 
 
 def _compare(
@@ -156,7 +157,12 @@ def _compare(
         f"{comparison.reference} {verdict} the best tuned baseline, {best.name}: ratio of final "
         f"losses {best.ratio:.3f} [{best.ratio_low:.3f}, {best.ratio_high:.3f}]"
     )
-    table = {"task": name, "versions": _versions(), "command": _command(""), **comparison.to_dict()}
+    table = {
+        "task": name,
+        "versions": _versions(),
+        "command": _typed(arguments),
+        **comparison.to_dict(),
+    }
     write_file(folder / TABLE, json.dumps(table, indent=2, allow_nan=False) + "\n")
     axes = plots.curves(comparison)
     axes.set_title(f"{name}: fresh problems, baselines tuned")
@@ -171,6 +177,7 @@ def _finish(
     result: meta.TrainResult,
     settings: dict[str, Any],
     scores: dict[str, Any],
+    command: str,
 ) -> None:
     card = {
         "task": settings["task"],
@@ -178,7 +185,7 @@ def _finish(
         "meta_steps": int(result.state.step),
         "recipe": settings["recipe"],
         "scores": scores,
-        "command": _command(""),
+        "command": command,
         "versions": _versions(),
     }
     learned.save(run.folder, opt, result.phi, card)
