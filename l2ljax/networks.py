@@ -106,7 +106,7 @@ def lstm_init(key: Key, *, features: int, hidden: tuple[int, ...]) -> Phi:
 
 def lstm_apply(
     phi: Phi,
-    carries: tuple[tuple[Float[Array, "units *coordinates"], ...], ...],
+    carries: tuple[tuple[Float[Array, "_ *coordinates"], ...], ...],
     x: Float[Array, "features *coordinates"],
     *,
     hidden: tuple[int, ...],
