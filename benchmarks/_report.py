@@ -9,12 +9,14 @@ from typing import Any
 
 import jax
 
+import l2ljax
+
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 
 def circumstances() -> dict[str, Any]:
     """What a figure depends on beside the code."""
-    packages = ["l2ljax", "jax", "jaxlib", "optax", "flax", "numpy"]
+    packages = ["jax", "jaxlib", "optax", "flax", "numpy"]
     return {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
@@ -22,6 +24,7 @@ def circumstances() -> dict[str, Any]:
         "processor": platform.machine(),
         "python": platform.python_version(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "l2ljax": l2ljax.__version__,
         **{name: importlib.metadata.version(name) for name in packages},
     }
 

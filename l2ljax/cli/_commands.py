@@ -193,6 +193,9 @@ def _finish(
 
 
 def _versions() -> dict[str, str]:
-    packages = ["l2ljax", "jax", "jaxlib", "optax", "flax", "numpy"]
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    return {**versions, "python": platform.python_version()}
+    packages = ["jax", "jaxlib", "optax", "flax", "numpy"]
+    return {
+        "l2ljax": l2ljax.__version__,
+        **{name: importlib.metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+    }
