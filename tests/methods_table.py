@@ -8,9 +8,10 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 
+import jax
 import optax
 
-from l2ljax import classic
+from l2ljax import classic, learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,16 @@ def _row(name, factory, *, options=None, twin=None, twin_takes_schedules=True, *
     factory = functools.partial(factory, **(options or {}))
     make = functools.partial(factory, **hyperparameters)
     return Method(name, make, factory, hyperparameters, twin, twin_takes_schedules)
+
+
+def _learned(name, opt):
+    @functools.cache
+    def phi():
+        # As values, also for a law that calls `make` while it is traced.
+        with jax.ensure_compile_time_eval():
+            return jax.jit(opt.init)(jax.random.key(0))
+
+    return Method(name, lambda: opt.bind(phi()))
 
 
 METHODS = [
@@ -121,4 +132,6 @@ METHODS = [
         b2=0.999,
         eps=1e-8,
     ),
+    _learned("lstm", learned.lstm(hidden=(4, 3))),
+    _learned("lstm_on_bare_gradients", learned.lstm(hidden=(4,), preprocess=None)),
 ]

@@ -1,7 +1,7 @@
 """The coordinate-wise LSTM of 'Learning to learn by gradient descent by gradient descent'."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -37,7 +37,7 @@ class LSTMState(NamedTuple):
 
 
 def lstm(
-    hidden: tuple[int, ...] = (20, 20),
+    hidden: Sequence[int] = (20, 20),
     preprocess: str | Preprocess | None = "log_sign",
     output_scale: float = 0.1,
     *,
@@ -69,7 +69,8 @@ def lstm(
 
     Raises:
         ValueError: for a size below 1, an unknown preprocessing, a scale or p that is not
-            positive; from `init` and `update`, for params with leaves that are not floating-point.
+            positive, a p of 87 or more, where e^-p leaves single precision; from `init` and
+            `update`, for params with leaves that are not floating-point.
 
     Reference:
         Andrychowicz et al. (2016), sections 2 and 2.1, appendix A.
@@ -82,24 +83,26 @@ def lstm(
     >>> updates["w"].shape, state.layers[0][0].shape
     ((3, 2), (20, 8))
     """
-    hidden = tuple(hidden)
     if not hidden:
         raise ValueError("hidden must have at least one layer, got ()")
     for units in hidden:
         _checks.count("hidden", units)
+    hidden = tuple(int(units) for units in hidden)
     if not callable(preprocess):
         _checks.choice("preprocess", preprocess, ["log_sign", "scale", None])
     _checks.positive("output_scale", output_scale)
     _checks.positive("p", p)
+    if p >= 87:
+        raise ValueError(f"p must be below 87, where e^-p leaves single precision, got {p!r}")
     _checks.positive("input_scale", input_scale)
     spec = Spec(
         name="lstm",
         arguments={
             "hidden": list(hidden),
             "preprocess": preprocess,
-            "output_scale": output_scale,
-            "p": p,
-            "input_scale": input_scale,
+            "output_scale": float(output_scale),
+            "p": float(p),
+            "input_scale": float(input_scale),
         },
     )
     features = _Features(preprocess, float(p), float(input_scale))
