@@ -31,7 +31,7 @@ test: $(DEV)  ## run the tests; TEST_ARGS="-k adam"
 	@$(BIN)/python -m pytest $(TEST_ARGS)
 
 doctest: $(DEV)  ## run the examples in docstrings
-	@$(BIN)/python -m pytest --doctest-modules l2ljax
+	@$(BIN)/python -m pytest -p tests.conftest --doctest-modules l2ljax $(TEST_ARGS)
 
 lint: $(DEV)  ## check style, format and types
 	@$(BIN)/ruff check

@@ -16,8 +16,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 import jax  # noqa: E402  (jax reads the environment when it is imported)
 from jaxtyping import install_import_hook  # noqa: E402
 
+import tests.typechecker  # noqa: E402, F401  (the hook looks it up by name)
+
 # Before anything imports l2ljax: every annotation of shape and type is checked at run time.
-install_import_hook("l2ljax", "beartype.beartype")
+install_import_hook("l2ljax", "tests.typechecker.check")
 
 
 @pytest.fixture
