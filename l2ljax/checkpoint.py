@@ -67,7 +67,7 @@ def save_weights(folder: Path, weights: PyTree, card: Mapping[str, Any]) -> None
         ValueError: for a card that is not JSON.
         OSError: if the folder cannot be written.
     """
-    content = serialize(_by_name(weights))
+    content = serialize({name: np.asarray(leaf) for name, leaf in _named(weights)})
     try:
         text = json.dumps({**card, "sha256": _digest(content)}, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -121,17 +121,36 @@ def read_weights(folder: Path, like: PyTree) -> PyTree:
     if card.get("sha256") != _digest(content):
         raise ValueError(f"{path} is damaged, or {CARD} beside it belongs to other weights")
     try:
-        arrays = safetensors.numpy.load(content)
+        arrays = {name: _array(**entry) for name, entry in safetensors.deserialize(content)}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} must be a safetensors file: {error}") from error
-    expected = {name: (leaf.shape, np.dtype(leaf.dtype)) for name, leaf in _named(like)}
-    found = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    if expected != found:
-        raise ValueError(
-            f"{path} holds weights of another architecture: {_mismatch(expected, found)}"
-        )
+    require_same(f"{path} holds weights of another architecture", like, arrays)
     leaves = [jax.numpy.asarray(arrays[name]) for name, _ in _named(like)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def require_same(problem: str, expected: PyTree, found: PyTree) -> None:
+    """Requires the same names, shapes and dtypes of leaves; values do not matter.
+
+    Args:
+        problem: how the error begins.
+        expected: a pytree of what has a shape and a dtype.
+        found: another; a leaf's name is its place, and that of a flat dictionary its key.
+
+    Raises:
+        ValueError: listing what is missing, not expected, or another.
+    """
+    wanted, got = _kinds(expected), _kinds(found)
+    parts = []
+    for name in sorted(wanted.keys() | got.keys()):
+        if name not in got:
+            parts.append(f"{name} is missing")
+        elif name not in wanted:
+            parts.append(f"{name} is not expected")
+        elif wanted[name] != got[name]:
+            parts.append(f"{name} is {got[name]} instead of {wanted[name]}")
+    if parts:
+        raise ValueError(f"{problem}: {'; '.join(parts)}")
 
 
 def save_state(folder: Path, step: int, state: PyTree) -> None:
@@ -139,11 +158,13 @@ def save_state(folder: Path, step: int, state: PyTree) -> None:
 
     Args:
         folder: of the run's checkpoints.
-        step: the number that the state is saved under.
+        step: the number that the state is saved under; a state that has it already stays.
         state: a pytree of arrays; typed PRNG keys too.
     """
     with _manager(folder) as manager:
-        manager.save(step, args=ocp.args.StandardSave(_raw_keys(state)), force=True)
+        if step not in manager.all_steps():
+            arrays = _filled(_raw_keys(state))
+            manager.save(step, args=ocp.args.StandardSave(arrays), force=True)
 
 
 def last_step(folder: Path) -> int | None:
@@ -171,20 +192,29 @@ def read_state(folder: Path, like: PyTree) -> PyTree:
     step = last_step(folder)
     if step is None:
         raise FileNotFoundError(f"{folder} has no checkpoint")
+    raw = _raw_keys(like)
+    arrays = _filled(raw)
     with _manager(folder) as manager:
-        raw = manager.restore(step, args=ocp.args.StandardRestore(_raw_keys(like)))
+        found = manager.item_metadata(step).tree
+        require_same(f"{folder} holds another state", arrays, found)
+        arrays = manager.restore(step, args=ocp.args.StandardRestore(arrays))
+    leaves = [arrays.get(name, leaf) for name, leaf in _named(raw)]
     return jax.tree.map(
         lambda leaf, old: (
             jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(old)) if _is_key(old) else leaf
         ),
-        raw,
+        jax.tree.unflatten(jax.tree.structure(like), leaves),
         like,
     )
 
 
 def _manager(folder: Path) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(pathlib.Path(folder).resolve(), options=options)
+    # With its handler, a manager can describe a state that it has not read.
+    handler = ocp.StandardCheckpointHandler()
+    return ocp.CheckpointManager(
+        pathlib.Path(folder).resolve(), options=options, item_handlers=handler
+    )
 
 
 def _is_key(leaf: Any) -> bool:
@@ -204,8 +234,20 @@ def _named(tree: PyTree) -> list[tuple[str, Any]]:
     ]
 
 
-def _by_name(tree: PyTree) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf) for name, leaf in _named(tree)}
+def _filled(tree: PyTree) -> dict[str, Any]:
+    """Leaves by name, without the empty ones, which a checkpoint cannot hold."""
+    return {name: leaf for name, leaf in _named(tree) if leaf.size}
+
+
+def _kinds(tree: PyTree) -> dict[str, str]:
+    return {name: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for name, leaf in _named(tree)}
+
+
+def _array(dtype: str, shape: list[int], data: bytes | bytearray) -> np.ndarray:
+    # `safetensors.numpy` writes bfloat16, but does not read it.
+    kind = dtype.rstrip("0123456789")
+    names = {"BOOL": "bool", "F": "float", "BF": "bfloat", "I": "int", "U": "uint"}
+    return np.frombuffer(data, np.dtype(names[kind] + dtype[len(kind) :])).reshape(shape)
 
 
 def _digest(content: bytes) -> str:
@@ -219,18 +261,3 @@ def _existing(folder: Path, name: str) -> pathlib.Path:
             f"{path} does not exist; weights are a folder with {WEIGHTS} and {CARD}"
         )
     return path
-
-
-def _mismatch(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    def describe(entry: tuple[tuple[int, ...], np.dtype]) -> str:
-        return f"{entry[1]}{list(entry[0])}"
-
-    parts = []
-    for name in sorted(expected.keys() | found.keys()):
-        if name not in found:
-            parts.append(f"{name} is missing")
-        elif name not in expected:
-            parts.append(f"{name} is not expected")
-        elif expected[name] != found[name]:
-            parts.append(f"{name} is {describe(found[name])} instead of {describe(expected[name])}")
-    return "; ".join(parts)

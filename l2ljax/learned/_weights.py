@@ -30,7 +30,8 @@ def save(path: Path, opt: LearnedOptimizer, phi: Phi, card: Mapping[str, Any]) -
 
     Raises:
         ValueError: for an optimizer that cannot be rebuilt from JSON values (a function among its
-            arguments, or no `spec`), a card that is not JSON, or weights that are not finite.
+            arguments, or no `spec`), a card that is not JSON, or weights that are not finite or
+            not those of the optimizer.
         FileExistsError: if the folder has weights already.
         OSError: if the folder cannot be written.
 
@@ -50,11 +51,14 @@ def save(path: Path, opt: LearnedOptimizer, phi: Phi, card: Mapping[str, Any]) -
             raise ValueError(f"opt cannot be saved: its argument {name} is the function {value!r}")
     if not all(bool(jax.numpy.isfinite(leaf).all()) for leaf in jax.tree.leaves(phi)):
         raise ValueError("phi must be finite to be saved, got values that are not")
+    checkpoint.require_same(
+        "phi has another architecture than opt", jax.eval_shape(opt.init, jax.random.key(0)), phi
+    )
     folder = pathlib.Path(path)
     for name in (checkpoint.WEIGHTS, checkpoint.CARD):
         if (folder / name).exists():
             raise FileExistsError(f"{folder / name} exists; weights are never overwritten")
-    checkpoint.save_weights(folder, phi, {"optimizer": opt.spec, **card})
+    checkpoint.save_weights(folder, phi, {**card, "optimizer": opt.spec})
 
 
 def restore(name_or_path: Path) -> tuple[LearnedOptimizer, Phi, dict[str, Any]]:
@@ -74,15 +78,14 @@ def restore(name_or_path: Path) -> tuple[LearnedOptimizer, Phi, dict[str, Any]]:
     card = checkpoint.read_card(name_or_path)
     spec = card.get("optimizer")
     where = pathlib.Path(name_or_path) / checkpoint.CARD
-    if not isinstance(spec, dict) or not {"name", "arguments"} <= spec.keys():
+    if not isinstance(spec, dict) or not isinstance(spec.get("arguments"), dict):
         raise ValueError(f"{where} must name the optimizer and its arguments, got {spec!r}")
-    _checks.choice(f"optimizer in {where}", spec["name"], FACTORIES)
+    name = str(spec.get("name"))
+    _checks.choice(f"optimizer in {where}", name, FACTORIES)
     try:
-        opt = FACTORIES[spec["name"]](**spec["arguments"])
-    except TypeError as error:
-        raise ValueError(
-            f"{where} has arguments that {spec['name']} does not take: {error}"
-        ) from error
+        opt = FACTORIES[name](**spec["arguments"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} has arguments that {name} does not take: {error}") from error
     phi = checkpoint.read_weights(name_or_path, jax.eval_shape(opt.init, jax.random.key(0)))
     return opt, phi, card
 

@@ -1,0 +1,185 @@
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from l2ljax import learned
+from l2ljax.core import LearnedOptimizer
+
+CARD = {"task": "none", "seed": 3}
+
+
+@functools.cache
+def trained():
+    opt = learned.lstm(hidden=(3, 2), preprocess="scale", output_scale=0.5, input_scale=2.0)
+    return opt, jax.jit(opt.init)(jax.random.key(0))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with weights and their card."""
+    folder = tmp_path / "saved"
+    learned.save(folder, *trained(), CARD)
+    return folder
+
+
+def rewrite(folder, change):
+    """Changes a card, which keeps the digest of its weights."""
+    path = folder / "card.json"
+    card = json.loads(path.read_text())
+    change(card)
+    path.write_text(json.dumps(card))
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_saved_weights_are_one_file_of_arrays_and_one_of_json(saved):
+    assert files(saved) == ["card.json", "weights.safetensors"]
+
+
+def test_restore_gives_back_optimizer_weights_and_card(saved):
+    opt, phi = trained()
+    restored, again, card = learned.restore(saved)
+    assert restored.spec == opt.spec
+    assert jax.tree.structure(restored) == jax.tree.structure(opt)
+    jax.tree.map(np.testing.assert_array_equal, again, phi)
+    assert card.pop("sha256")
+    assert card == {**CARD, "optimizer": json.loads(json.dumps(opt.spec))}
+
+
+@pytest.mark.parametrize("as_path", [str, lambda path: path], ids=["text", "path"])
+def test_load_gives_a_transformation_with_the_same_updates(saved, as_path):
+    opt, phi = trained()
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+
+    @jax.jit
+    def updates(tx):
+        return tx.update(params, tx.init(params))[0]
+
+    tx = learned.load(as_path(saved))
+    assert isinstance(tx, optax.GradientTransformation)
+    jax.tree.map(np.testing.assert_array_equal, updates(tx), updates(opt.bind(phi)))
+
+
+def test_what_was_restored_can_be_saved_again(saved, tmp_path):
+    learned.save(tmp_path / "copy", *learned.restore(saved))
+    assert learned.restore(tmp_path / "copy")[2] == learned.restore(saved)[2]
+
+
+def test_a_card_cannot_name_another_optimizer_than_the_one_saved(tmp_path):
+    learned.save(tmp_path, *trained(), {"optimizer": "the best"})
+    assert learned.restore(tmp_path)[0].spec == trained()[0].spec
+
+
+# What cannot be saved; nothing is written then.
+
+
+def test_an_optimizer_with_a_function_among_its_arguments_cannot_be_saved(tmp_path):
+    opt = learned.lstm(hidden=(2,), preprocess=jnp.atleast_2d)
+    with pytest.raises(ValueError, match="argument preprocess is the function.*atleast_2d"):
+        learned.save(tmp_path / "new", opt, {}, CARD)
+    assert files(tmp_path) == []
+
+
+def test_an_optimizer_without_a_spec_cannot_be_saved(tmp_path):
+    opt = LearnedOptimizer(init=lambda key: jnp.zeros(()), bind=optax.sgd)
+    with pytest.raises(ValueError, match="opt must have a spec"):
+        learned.save(tmp_path / "new", opt, jnp.zeros(()), CARD)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_cannot_be_saved(tmp_path, value):
+    opt, phi = trained()
+    with pytest.raises(ValueError, match="phi must be finite"):
+        learned.save(tmp_path / "new", opt, {**phi, "output_bias": jnp.array([value])}, CARD)
+    assert files(tmp_path) == []
+
+
+def test_weights_of_another_optimizer_cannot_be_saved(tmp_path):
+    opt, phi = trained()
+    phi = {**phi, "output_bias": jnp.zeros(2)}
+    with pytest.raises(ValueError, match=r"phi.*output_bias is float32\[2\] instead of .*\[1\]"):
+        learned.save(tmp_path / "new", opt, phi, CARD)
+    assert files(tmp_path) == []
+
+
+def test_a_card_that_is_no_json_cannot_be_saved(tmp_path):
+    with pytest.raises(ValueError, match="card must hold plain JSON values"):
+        learned.save(tmp_path / "new", *trained(), {"score": np.float32(1)})
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "card.json"])
+def test_weights_are_never_overwritten(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError, match=f"{name} exists"):
+        learned.save(tmp_path, *trained(), CARD)
+    assert files(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error_and_stays(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(OSError, match="taken"):
+        learned.save(tmp_path / "taken", *trained(), CARD)
+    assert files(tmp_path) == ["taken"]
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+# What cannot be loaded.
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "card.json"])
+def test_a_missing_file_is_named(saved, name):
+    (saved / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{saved / name} does not exist"):
+        learned.load(saved)
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.*does not exist"):
+        learned.load(tmp_path / "nowhere")
+
+
+def test_truncated_weights_are_said_to_be_damaged(saved):
+    path = saved / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="weights.safetensors is damaged"):
+        learned.load(saved)
+
+
+def test_weights_of_another_architecture_are_listed(saved):
+    rewrite(saved, lambda card: card["optimizer"]["arguments"].update(hidden=[3]))
+    with pytest.raises(ValueError, match="another architecture.*lstm_1/kernel is not expected"):
+        learned.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ({"name": "lstn", "arguments": {}}, "optimizer in .*card.json.*did you mean 'lstm'"),
+        ({"name": "lstm", "arguments": {"units": 3}}, "card.json.*does not take.*units"),
+        ({"name": "lstm", "arguments": {"p": -1.0}}, "card.json.*p must be a positive number"),
+        ({"name": "lstm", "arguments": [3]}, "card.json must name the optimizer and its arg"),
+        ({"name": "lstm"}, "card.json must name the optimizer and its arguments"),
+        (None, "card.json must name the optimizer.*None"),
+    ],
+    ids=str,
+)
+def test_a_card_with_another_optimizer_is_refused_with_its_path(saved, optimizer, message):
+    rewrite(saved, lambda card: card.update(optimizer=optimizer))
+    with pytest.raises(ValueError, match=message):
+        learned.load(saved)
+
+
+def test_a_card_that_is_no_json_is_named(saved):
+    (saved / "card.json").write_text("{")
+    with pytest.raises(ValueError, match="card.json must be JSON"):
+        learned.load(saved)
