@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from l2ljax import learned, meta
+from l2ljax import _checks, learned, meta
 from l2ljax.core import LearnedOptimizer, Task
 
 
@@ -36,6 +36,14 @@ class Recipe:
     power: float = 2.0
     preprocess: str = "log_sign"
     output_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        # The rest is checked by what it is handed to.
+        _checks.count("steps", self.steps)
+        _checks.count("batch", self.batch)
+        _checks.positive("meta_rate", self.meta_rate)
+        _checks.positive("clip", self.clip)
+        _checks.choice("preprocess", self.preprocess, ["log_sign", "scale", "none"])
 
     def optimizer(self) -> LearnedOptimizer:
         """The LSTM of these settings."""
@@ -68,6 +76,6 @@ class Recipe:
 
 RECIPES: dict[str, Recipe] = {
     "quadratic": Recipe(steps=10_000, batch=128),
-    "digits": Recipe(steps=1500, batch=4),
-    "mnist": Recipe(steps=5000, batch=1),
+    "digits": Recipe(steps=1200, batch=4),
+    "mnist": Recipe(steps=4000, batch=1),
 }
