@@ -9,16 +9,17 @@ import pathlib
 import platform
 import shlex
 import sys
-from typing import Any
+import types
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import l2ljax
-from l2ljax import evaluate, learned, meta, plots, tasks
+from l2ljax import _checks, evaluate, learned, meta, tasks
 from l2ljax.checkpoint import write_file
 from l2ljax.cli._recipes import RECIPES, Recipe
-from l2ljax.cli._run import FIGURE, TABLE, Run, Saver
+from l2ljax.cli._run import FIGURE, SETTINGS, TABLE, Run, Saver
 
 SAVE_SECONDS = 60.0
 
@@ -38,10 +39,13 @@ def list_tasks(arguments: argparse.Namespace) -> None:
 
 def train(arguments: argparse.Namespace) -> None:
     """Meta-trains, and leaves weights with a card in the run's folder."""
-    run, settings, resumed = _open(arguments)
-    opt, result, history = _meta_train(run, settings, resumed, arguments)
-    scores = {"validation": float(min(history["validation"]))} if "validation" in history else {}
-    _finish(run, opt, result, settings, scores, _typed(arguments))
+    run, job = _open(arguments)
+    result, history = _meta_train(run, job, arguments)
+    scores = {}
+    if "validation" in history:
+        best = float(np.min(history["validation"]))
+        scores["validation"] = best if np.isfinite(best) else None
+    _finish(run, job, result, scores, arguments)
     print(f"weights: {run.folder}\nload them: l2ljax.learned.load({str(run.folder)!r})")
 
 
@@ -51,33 +55,70 @@ def compare(arguments: argparse.Namespace) -> None:
     for text in arguments.weights:
         name, _, path = text.rpartition("=")
         path = pathlib.Path(path)
-        optimizers[name or path.resolve().name] = learned.load(path)
+        name = name or path.resolve().name
+        if name in optimizers or name in evaluate.baselines():
+            raise ValueError(f"--weights must have one name each, got two of {name!r}; NAME=FOLDER")
+        optimizers[name] = learned.load(path)
     folder = pathlib.Path(arguments.out or path)
     existing = [name for name in (TABLE, FIGURE) if (folder / name).exists()]
     if existing and not arguments.force:
         raise FileExistsError(f"{folder} has {' and '.join(existing)}; --force replaces them")
     family = tasks.load(arguments.task, arguments.data_dir)
-    _compare(folder, optimizers, arguments.task, family, arguments)
+    _check_comparison(arguments)
+    folder.mkdir(parents=True, exist_ok=True)
+    _compare(folder, optimizers, family, arguments)
 
 
 def demo(arguments: argparse.Namespace) -> None:
     """Meta-trains on the embedded digits, compares, and leaves everything in one folder."""
     arguments.task, arguments.data_dir = "digits", None
-    run, settings, resumed = _open(arguments)
-    opt, result, _ = _meta_train(run, settings, resumed, arguments)
-    family = tasks.load("digits")
-    comparison = _compare(run.folder, {"LSTM": opt.bind(result.phi)}, "digits", family, arguments)
-    scores = {"comparison": comparison.to_dict()}
-    _finish(run, opt, result, settings, scores, _typed(arguments))
+    _check_comparison(arguments)
+    run, job = _open(arguments)
+    result, _ = _meta_train(run, job, arguments)
+    optimizers = {"LSTM": job.opt.bind(result.phi)}
+    try:
+        comparison = _compare(run.folder, optimizers, tasks.load("digits"), arguments)
+    except KeyboardInterrupt:
+        raise _interrupted(run, arguments, "the state after the last meta-step") from None
+    _finish(run, job, result, {"comparison": comparison.to_dict()}, arguments)
     print(f"weights: {run.folder}")
 
 
-def _open(arguments: argparse.Namespace) -> tuple[Run, dict[str, Any], bool]:
+class _Job(NamedTuple):
+    """Meta-training whose settings were all accepted, and whose data are there."""
+
+    settings: dict[str, Any]
+    recipe: Recipe
+    opt: l2ljax.LearnedOptimizer
+    task: l2ljax.Task
+    training: dict[str, Any]
+
+
+def _job(settings: dict[str, Any]) -> _Job:
+    _checks.count("seed", settings["seed"], least=0)
+    recipe = Recipe(**settings["recipe"])
+    task = tasks.load(settings["task"], settings["data_dir"]).train
+    opt = recipe.optimizer()
+    window = tasks.CATALOGUE[settings["task"]].final_window
+    training = recipe.training(opt, task, seed=settings["seed"], window=window)
+    return _Job(settings, recipe, opt, task, training)
+
+
+def _open(arguments: argparse.Namespace) -> tuple[Run, _Job]:
     if arguments.resume:
         run, settings = Run.resume(arguments.out)
-        return run, settings, True
+        try:
+            job = _job(settings)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{run.folder / SETTINGS} is damaged: {error!r}") from error
+        if arguments.task not in (None, settings["task"]):
+            raise ValueError(
+                f"--task must be that of the run, {settings['task']!r}, got {arguments.task!r}"
+            )
+        return run, job
     if arguments.task is None:
         raise ValueError("--task must name a task (`l2ljax tasks` lists them), got none")
+    _checks.choice("task", arguments.task, tasks.CATALOGUE)
     settings = {
         "task": arguments.task,
         "data_dir": None if arguments.data_dir is None else os.path.abspath(arguments.data_dir),
@@ -85,8 +126,8 @@ def _open(arguments: argparse.Namespace) -> tuple[Run, dict[str, Any], bool]:
         "recipe": dataclasses.asdict(_recipe(arguments)),
     }
     # Everything that can be refused is refused before the folder is touched.
-    tasks.load(arguments.task, arguments.data_dir)
-    return Run.start(arguments.out, settings, force=arguments.force), settings, False
+    job = _job(settings)
+    return Run.start(arguments.out, settings, force=arguments.force), job
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
@@ -97,57 +138,77 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
 
 
 def _meta_train(
-    run: Run, settings: dict[str, Any], resumed: bool, arguments: argparse.Namespace
-) -> tuple[l2ljax.LearnedOptimizer, meta.TrainResult, dict[str, np.ndarray]]:
-    recipe = Recipe(**settings["recipe"])
-    entry = tasks.CATALOGUE[settings["task"]]
-    task = tasks.load(settings["task"], settings["data_dir"]).train
-    opt = recipe.optimizer()
-    training = recipe.training(opt, task, seed=settings["seed"], window=entry.final_window)
+    run: Run, job: _Job, arguments: argparse.Namespace
+) -> tuple[meta.TrainResult, dict[str, np.ndarray]]:
     state: meta.TrainState | None = None
     history: dict[str, np.ndarray] = {}
-    if resumed:
-        like = meta.make_step(
-            opt, task, **{k: training[k] for k in ("key", "batch", "meta_optimizer", "estimator")}
-        )[1]
+    if arguments.resume:
+        names = ("key", "batch", "meta_optimizer", "estimator")
+        options = {name: job.training[name] for name in names}
+        _, like = meta.make_step(job.opt, job.task, **options)
         state, history = run.load(like)
         print(f"going on from meta-step {0 if state is None else int(state.step)}")
-    saver = Saver(run, history, SAVE_SECONDS)
+    saver = Saver(run, state, history, SAVE_SECONDS)
     try:
         result = meta.train(
-            opt, task, **training, state=state, callbacks=[saver], progress=sys.stderr.isatty()
+            job.opt,
+            job.task,
+            **job.training,
+            state=state,
+            callbacks=[saver],
+            progress=sys.stderr.isatty(),
         )
     except KeyboardInterrupt:
         saver.save()
         done = 0 if saver.state is None else int(saver.state.step)
-        again = shlex.join(["l2ljax", arguments.name, "--out", str(run.folder), "--resume"])
-        raise Interrupted(
-            f"interrupted; {run.folder} holds the state after meta-step {done} of {recipe.steps}."
-            f" Go on with:\n  {again}"
-        ) from None
+        what = f"the state after meta-step {done} of {job.recipe.steps}"
+        raise _interrupted(run, arguments, what) from None
     saver.save()
-    return opt, result, saver.history()
+    return result, saver.history()
+
+
+def _interrupted(run: Run, arguments: argparse.Namespace, what: str) -> Interrupted:
+    again = shlex.join(["l2ljax", arguments.name, "--out", str(run.folder), "--resume"])
+    return Interrupted(f"interrupted; {run.folder} holds {what}. Go on with:\n  {again}")
 
 
 def _typed(arguments: argparse.Namespace) -> str:
     return shlex.join(["l2ljax", *arguments.words])
 
 
+def _plots() -> types.ModuleType:
+    """Only figures need matplotlib; without it, all other commands work."""
+    try:
+        from l2ljax import plots
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install 'l2ljax[plots]'") from error
+    return plots
+
+
+def _check_comparison(arguments: argparse.Namespace) -> None:
+    """Refuses before anything long begins."""
+    entry = tasks.CATALOGUE[arguments.task]
+    if arguments.inner_steps is None:
+        arguments.inner_steps = entry.horizon
+    _checks.count("inner_steps", arguments.inner_steps, least=entry.final_window)
+    _checks.count("problems", arguments.problems)
+    _checks.count("evaluation_seed", arguments.evaluation_seed, least=0)
+    _plots()
+
+
 def _compare(
     folder: pathlib.Path,
     optimizers: dict[str, Any],
-    name: str,
     family: tasks.Family,
     arguments: argparse.Namespace,
 ) -> evaluate.Comparison:
-    entry = tasks.CATALOGUE[name]
     comparison = evaluate.compare(
         {**optimizers, **evaluate.baselines()},
         family.evaluation,
         key=jax.random.key(arguments.evaluation_seed),
-        steps=arguments.inner_steps or entry.horizon,
+        steps=arguments.inner_steps,
         problems=arguments.problems,
-        window=entry.final_window,
+        window=tasks.CATALOGUE[arguments.task].final_window,
         progress=sys.stderr.isatty(),
     )
     print(f"\n{comparison}\n")
@@ -158,14 +219,15 @@ def _compare(
         f"losses {best.ratio:.3f} [{best.ratio_low:.3f}, {best.ratio_high:.3f}]"
     )
     table = {
-        "task": name,
+        "task": arguments.task,
         "versions": _versions(),
         "command": _typed(arguments),
         **comparison.to_dict(),
     }
     write_file(folder / TABLE, json.dumps(table, indent=2, allow_nan=False) + "\n")
+    plots = _plots()
     axes = plots.curves(comparison)
-    axes.set_title(f"{name}: fresh problems, baselines tuned")
+    axes.set_title(f"{arguments.task}: fresh problems, baselines tuned")
     plots.save(axes, folder / FIGURE)
     print(f"table: {folder / TABLE}\nfigure: {folder / FIGURE}")
     return comparison
@@ -173,22 +235,21 @@ def _compare(
 
 def _finish(
     run: Run,
-    opt: l2ljax.LearnedOptimizer,
+    job: _Job,
     result: meta.TrainResult,
-    settings: dict[str, Any],
     scores: dict[str, Any],
-    command: str,
+    arguments: argparse.Namespace,
 ) -> None:
     card = {
-        "task": settings["task"],
-        "seed": settings["seed"],
+        "task": job.settings["task"],
+        "seed": job.settings["seed"],
         "meta_steps": int(result.state.step),
-        "recipe": settings["recipe"],
+        "recipe": job.settings["recipe"],
         "scores": scores,
-        "command": command,
+        "command": _typed(arguments),
         "versions": _versions(),
     }
-    learned.save(run.folder, opt, result.phi, card)
+    learned.save(run.folder, job.opt, result.phi, card)
     run.clear_checkpoints()
 
 

@@ -60,6 +60,8 @@ class Run:
             settings = json.loads((folder / SETTINGS).read_text())
         except ValueError as error:
             raise ValueError(f"{folder / SETTINGS} must be JSON: {error}") from error
+        # Weights without a card are those of a run that was stopped while it wrote them.
+        (folder / WEIGHTS).unlink(missing_ok=True)
         return run, settings
 
     def has(self, *names: str) -> bool:
@@ -101,6 +103,7 @@ class Saver:
     def __init__(
         self,
         run: Run,
+        state: meta.TrainState | None,
         history: dict[str, np.ndarray],
         seconds: float,
         clock: Callable[[], float] = time.monotonic,
@@ -108,7 +111,7 @@ class Saver:
         self._run, self._seconds, self._clock = run, seconds, clock
         self._chunks = [history] if history else []
         self._saved = clock()
-        self.state: meta.TrainState | None = None
+        self.state = state
 
     def __call__(self, progress: meta.Progress) -> None:
         """Takes in a chunk; saves if it is time."""
