@@ -198,7 +198,7 @@ def read_state(folder: Path, like: PyTree) -> PyTree:
         found = manager.item_metadata(step).tree
         require_same(f"{folder} holds another state", arrays, found)
         arrays = manager.restore(step, args=ocp.args.StandardRestore(arrays))
-    leaves = [arrays.get(name, leaf) for name, leaf in _named(raw)]
+    leaves = [_placed(arrays.get(name, leaf), leaf) for name, leaf in _named(raw)]
     return jax.tree.map(
         lambda leaf, old: (
             jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(old)) if _is_key(old) else leaf
@@ -237,6 +237,11 @@ def _named(tree: PyTree) -> list[tuple[str, Any]]:
 def _filled(tree: PyTree) -> dict[str, Any]:
     """Leaves by name, without the empty ones, which a checkpoint cannot hold."""
     return {name: leaf for name, leaf in _named(tree) if leaf.size}
+
+
+def _placed(array: Any, like: Any) -> Any:
+    """Not tied to its device unless `like` is: a run that goes on then has the same program."""
+    return array if getattr(like, "committed", True) else jax.numpy.asarray(np.asarray(array))
 
 
 def _kinds(tree: PyTree) -> dict[str, str]:

@@ -198,6 +198,14 @@ def test_a_state_comes_back_bit_for_bit_with_its_structure_and_keys(tmp_path):
     assert_identical(numbers(again), numbers(state()))
 
 
+def test_a_state_that_was_read_runs_in_the_program_of_one_that_was_not(tmp_path):
+    checkpoint.save_state(tmp_path, 1, state())
+    double = jax.jit(lambda state: jax.tree.map(lambda x: x + x, state.params))
+    double(state())
+    double(checkpoint.read_state(tmp_path, state()))
+    assert double._cache_size() == 1
+
+
 def test_the_two_newest_states_are_kept_and_the_newest_is_read(tmp_path):
     for step in (1, 2, 10):
         checkpoint.save_state(tmp_path, step, {"step": jnp.asarray(step)})
