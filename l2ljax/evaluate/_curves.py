@@ -15,7 +15,7 @@ def curves(
     key: Key,
     steps: int = 100,
     problems: int = 64,
-) -> Float[Array, "problems steps+1"]:
+) -> Float[Array, "{problems} {steps}+1"]:
     """Runs an optimizer on fresh problems, by the unroll that meta-training uses.
 
     Args:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Shaped
 
 from l2ljax.core import Key, Params, Problem, Task
 
@@ -33,6 +34,6 @@ def begin(task: Task, key: Key) -> Episode:
     return Episode(problem, task.init(init_key, problem), loss_key)
 
 
-def batch_keys(key: Key, batch: int) -> Key:
+def batch_keys(key: Key, batch: int) -> Shaped[Array, "batch *words"]:
     """The episodes' keys of a batch: `fold_in(key, i)` for problem i."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))

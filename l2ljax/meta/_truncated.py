@@ -1,10 +1,11 @@
 """Truncated backpropagation through the inner loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks
@@ -34,7 +35,7 @@ def truncated(
     *,
     horizon: int = 100,
     truncation: int = 20,
-    step_weights: Float[Array, " horizon"] | None = None,
+    step_weights: ArrayLike | Sequence[float] | None = None,
     second_derivatives: bool = False,
 ) -> EstimatorFactory:
     r"""Backpropagation through time, `truncation` inner steps a meta-update.

@@ -20,7 +20,7 @@ def unroll(
     *,
     horizon: int,
     second_derivatives: bool = False,
-) -> tuple[Float[Array, " horizon+1"], Params]:
+) -> tuple[Float[Array, "{horizon}+1"], Params]:
     r"""Optimizes one problem for `horizon` steps.
 
     $$\theta_{t+1} = \theta_t + u(\nabla_t, s_t; \phi), \qquad \nabla_t = \nabla f_t(\theta_t)$$
@@ -72,7 +72,7 @@ def unroll(
 @jax.jit(static_argnames=("horizon", "problems"))
 def unroll_batch(
     tx: optax.GradientTransformation, task: Task, key: Key, *, horizon: int, problems: int
-) -> Float[Array, "problems horizon+1"]:
+) -> Float[Array, "{problems} {horizon}+1"]:
     """The objective of `problems` fresh problems at θ₀ … θ_T, in one compiled program.
 
     Args:
@@ -116,7 +116,7 @@ def advance(
     steps: int,
     second_derivatives: bool,
     batched: bool,
-) -> tuple[Float[Array, "steps+1 *batch"], Params, Any]:
+) -> tuple[Float[Array, "{steps}+1 *batch"], Params, Any]:
     """Takes an episode, or a batch of them, from inner step `start` to `start + steps`.
 
     The scan is outside and `vmap` inside: mapped over the batch are the losses, and the update of
@@ -154,9 +154,9 @@ def advance(
         gradient: Params,
         opt_state: Any,
         params: Params,
-        value: Scalar,
+        value: Array,
         problem: Problem,
-        loss_key: Key,
+        loss_key: Array,
         t: Array,
     ) -> tuple[Params, Any]:
         if isinstance(tx, optax.GradientTransformationExtraArgs):
@@ -181,7 +181,7 @@ def advance(
     # storing what is inside. Inside scan CSE cannot undo that, and its barriers cost time.
     update = jax.checkpoint(update, prevent_cse=False)
 
-    def step(carry: tuple[Params, Any], t: Array) -> tuple[tuple[Params, Any], Scalar]:
+    def step(carry: tuple[Params, Any], t: Array) -> tuple[tuple[Params, Any], Array]:
         params, opt_state = carry
         objective, value, gradient = measure(params, problem, loss_key, t)
         return update(gradient, opt_state, params, value, problem, loss_key, t), objective
