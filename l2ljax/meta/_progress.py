@@ -67,7 +67,9 @@ class ProgressBar:
 
     def __call__(self, progress: Progress) -> None:
         """Moves the bar to the state of `progress`."""
-        self._shown["meta-loss"] = f"{np.nanmean(progress.metrics['loss']):.4g}"
+        losses = progress.metrics["loss"][~progress.metrics["skipped"]]
+        if losses.size:
+            self._shown["meta-loss"] = f"{losses.mean():.4g}"
         if progress.validation is not None:
             self._shown["validation"] = f"{progress.validation:.4g}"
         self._bar.set_postfix(self._shown, refresh=False)

@@ -138,8 +138,9 @@ def train(
         A `TrainResult`.
 
     Raises:
-        ValueError: for sizes below 1, or a `state` that is past `steps`.
-        FloatingPointError: if no meta-gradient of a whole chunk was finite.
+        ValueError: for sizes below 1, `patience` without `validate`, or a `state` past `steps`.
+        FloatingPointError: if no meta-gradient was finite in the last `chunk` meta-steps, or in
+            all there were.
 
     Reference:
         Andrychowicz et al. (2016), section 2; early stopping on fresh problems as in section 3.
@@ -154,6 +155,8 @@ def train(
         _checks.count(name, value)
     if patience is not None:
         _checks.count("patience", patience)
+        if validate is None:
+            raise ValueError(f"validate must be given for patience={patience} to count, got None")
     estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator)
     if state is None:
         state = _jitted_start(opt, estimates, meta, key)
@@ -161,10 +164,11 @@ def train(
     if done > steps:
         raise ValueError(f"steps must be at least the {done} that state has done, got {steps}")
 
-    recorder = _Recorder()
+    recorder = _Recorder(chunk)
+    callbacks = list(callbacks)
     with contextlib.ExitStack() as stack:
         if progress:
-            callbacks = [*callbacks, stack.enter_context(ProgressBar(done, steps))]
+            callbacks.append(stack.enter_context(ProgressBar(done, steps)))
         while done < steps and (patience is None or int(state.stale) < patience):
             size = min(chunk, steps - done, validate_every - done % validate_every)
             state, metrics = _jitted_chunk(estimates, meta, state, key, size, capacity=chunk)
@@ -215,7 +219,9 @@ def _step(
     estimates: Estimator, meta: optax.GradientTransformation, state: TrainState, key: Key
 ) -> tuple[TrainState, dict[str, Array]]:
     estimate, estimator_state = estimates.estimate(state.phi, state.estimator, key)
-    updates, opt_state = meta.update(estimate.grad, state.opt_state, state.phi)
+    updates, opt_state = optax.with_extra_args_support(meta).update(
+        estimate.grad, state.opt_state, state.phi, value=estimate.loss, grad=estimate.grad
+    )
     norm = optax.tree.norm(estimate.grad)
     usable = jnp.isfinite(norm) & jnp.isfinite(estimate.loss)
     moved = (optax.apply_updates(state.phi, updates), opt_state)
@@ -258,18 +264,23 @@ def _jitted_chunk(
 class _Recorder:
     """Collects the metrics of chunks on the host."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: int) -> None:
         self.chunks: list[dict[str, np.ndarray]] = []
         self._scores: list[tuple[int, float]] = []
+        self._patience = patience
 
     def add(self, metrics: dict[str, np.ndarray], done: int) -> None:
-        if metrics["skipped"].all():
+        """Keeps a chunk, unless the last `patience` meta-steps came to nothing."""
+        self.chunks.append(metrics)
+        # A chunk cut short by a validation or the end has few steps: those before it count too.
+        skipped = np.concatenate([c["skipped"] for c in self.chunks[-self._patience :]])
+        skipped = skipped[-self._patience :]
+        if skipped.all():
             raise FloatingPointError(
-                f"no meta-gradient was finite in meta-steps {done - len(metrics['loss'])} to "
+                f"no meta-gradient was finite in meta-steps {done - len(skipped)} to "
                 f"{done - 1}; lower the rate of meta_optimizer, clip its gradients "
                 "(optax.clip_by_global_norm) or lower the optimizer's output_scale"
             )
-        self.chunks.append(metrics)
 
     def add_score(self, score: float, done: int) -> None:
         self._scores.append((done, score))

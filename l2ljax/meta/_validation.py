@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
-from l2ljax.core import Key, LearnedOptimizer, Phi, Scalar, Task, closure
+from l2ljax.core import Key, LearnedOptimizer, Phi, Scalar, Task, as_pytree, closure
 from l2ljax.meta._progress import TrainState
 from l2ljax.meta._unroll import unroll_batch
 
 
 def final_loss(
-    losses: Float[Array, "*problems steps+1"], window: int = 10
+    losses: Float[Array, "*problems times"], window: int = 10
 ) -> Float[Array, "*problems"]:
     """The final loss of each run: the mean of the losses after its last `window` updates.
 
@@ -85,7 +85,8 @@ def _score(
     problems: int,
     window: int,
 ) -> Scalar:
-    losses = unroll_batch(opt.bind(phi), task, key, horizon=horizon, problems=problems)
+    tx = as_pytree(opt.bind(phi))
+    losses = unroll_batch(tx, task, key, horizon=horizon, problems=problems)
     score = final_loss(losses, window).mean()
     return jnp.where(jnp.isfinite(score), score, jnp.inf)
 

@@ -1,0 +1,338 @@
+"""The outer loop."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from l2ljax.core import Estimate, Estimator, LearnedOptimizer, Task
+from l2ljax.evaluate import curves
+from l2ljax.learned import lstm
+from l2ljax.meta import (
+    Progress,
+    final_loss,
+    final_weights,
+    make_step,
+    polynomial_weights,
+    train,
+    truncated,
+    validation,
+)
+from l2ljax.tasks import quadratic
+
+KEY = jax.random.key(0)
+
+
+def bowl():
+    """f(θ) = |θ - c|²/2: gradient descent with rate 1 solves it in one step."""
+    return Task(
+        sample=lambda key: jax.random.uniform(key, (2,)),
+        init=lambda key, problem: jnp.zeros(2),
+        loss=lambda params, problem, key: 0.5 * jnp.sum((params - problem) ** 2),
+    )
+
+
+def learned_rate(first=0.1):
+    return LearnedOptimizer(init=lambda key: jnp.float32(first), bind=lambda phi: optax.sgd(phi))
+
+
+# Made once: programs are shared between tests where functions are the same objects.
+OPT, TASK = learned_rate(), bowl()
+VALIDATE = validation(OPT, TASK, key=jax.random.key(9), horizon=2, problems=2, window=1)
+ESTIMATOR = truncated(horizon=4, truncation=2)
+SETTINGS = {
+    "key": KEY,
+    "batch": 2,
+    "estimator": ESTIMATOR,
+    "meta_optimizer": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.03)),
+    "validate": VALIDATE,
+    "validate_every": 3,
+    "chunk": 4,
+}
+
+
+def meta_train(**settings):
+    return train(OPT, TASK, **{"steps": 9} | SETTINGS | settings)
+
+
+def assert_identical(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_array_equal(a, b, strict=True)
+
+
+def test_the_same_key_gives_the_same_run_bit_for_bit():
+    first, second = meta_train(), meta_train()
+    assert_identical(first.state, second.state)
+    assert_identical(first.history, second.history)
+    other = meta_train(key=jax.random.key(1))
+    assert not np.array_equal(other.history["loss"], first.history["loss"])
+
+
+@pytest.mark.parametrize("chunk", [1, 50])
+def test_a_run_does_not_depend_on_how_it_is_cut(chunk):
+    expected, actual = meta_train(), meta_train(chunk=chunk)
+    assert_identical(actual.state, expected.state)
+    assert_identical(actual.history, expected.history)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit():
+    states = []
+    whole = meta_train(callbacks=[lambda progress: states.append(progress.state)])
+    assert [int(state.step) for state in states] == [3, 6, 9]
+    # In the middle of an episode, after a validation, with a best φ and a count kept inside.
+    resumed = meta_train(state=states[0])
+    assert_identical(resumed.state, whole.state)
+    assert_identical(resumed.phi, whole.phi)
+    np.testing.assert_array_equal(resumed.history["loss"], whole.history["loss"][3:])
+    np.testing.assert_array_equal(resumed.history["validation_step"], [6, 9])
+
+
+def test_make_step_is_the_step_of_train():
+    step, state = make_step(
+        OPT, TASK, **{name: SETTINGS[name] for name in ("key", "batch", "estimator")}
+    )
+    result = meta_train(steps=3, validate=None, meta_optimizer=None)
+    losses = []
+    for i in range(3):
+        state, metrics = step(state, jax.random.fold_in(KEY, i))
+        losses.append(metrics["loss"])
+    np.testing.assert_array_equal(losses, result.history["loss"])
+    assert_identical(state, result.state)
+
+
+def test_history_has_one_row_a_meta_step():
+    history = meta_train(steps=7).history
+    assert sorted(history) == [
+        "grad_norm", "loss", "losses", "skipped", "step", "validation", "validation_step"
+    ]  # fmt: skip
+    for name in ("loss", "grad_norm", "skipped", "step"):
+        assert history[name].shape == (7,)
+    assert history["losses"].shape == (7, 2)
+    np.testing.assert_array_equal(history["step"], [0, 2, 0, 2, 0, 2, 0])
+    np.testing.assert_allclose(history["loss"], history["losses"].sum(axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(history["validation_step"], [3, 6, 7])
+    assert history["validation"].shape == (3,)
+
+
+def test_callbacks_get_the_progress_of_every_chunk():
+    seen = []
+    meta_train(steps=8, validate_every=6, callbacks=iter([seen.append]))
+    assert all(isinstance(progress, Progress) for progress in seen)
+    assert [len(progress.metrics["loss"]) for progress in seen] == [4, 2, 2]
+    assert [progress.validation is None for progress in seen] == [True, False, False]
+    assert {progress.steps for progress in seen} == {8}
+
+
+def test_an_exception_in_a_callback_ends_the_run():
+    def stop(progress):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(callbacks=[stop])
+
+
+def test_a_bar_shows_step_loss_and_validation(capsys):
+    meta_train(progress=True)
+    bar = capsys.readouterr().err
+    assert "meta-training: 100%" in bar and "9/9" in bar
+    assert "meta-loss=" in bar and "validation=" in bar
+    meta_train()
+    assert capsys.readouterr().err == ""
+
+
+def distance_to(target):
+    return jax.tree_util.Partial(lambda target, phi: jnp.abs(phi - target), jnp.float32(target))
+
+
+def test_early_stopping_stops_and_keeps_the_best_phi():
+    phis = []
+    # φ grows from 0.1 by about 0.03 a step and passes 0.2 between the first two validations.
+    result = meta_train(
+        steps=60,
+        validate=distance_to(0.2),
+        patience=2,
+        callbacks=[lambda progress: phis.append(float(progress.state.phi))],
+    )
+    history = result.history
+    assert int(result.state.step) == len(history["loss"]) < 60
+    best = int(np.argmin(history["validation"]))
+    assert best == len(history["validation"]) - 3
+    assert float(result.phi) == phis[best]
+    assert float(result.last_phi) == phis[-1] != phis[best]
+    assert float(result.state.best_score) == history["validation"][best]
+    assert int(result.state.stale) == 2
+
+
+def test_without_validation_the_result_is_the_last_phi():
+    result = meta_train(validate=None)
+    assert_identical(result.phi, result.last_phi)
+    assert "validation" not in result.history
+    assert not np.isfinite(result.state.best_score)
+
+
+def test_validation_that_is_never_finite_selects_nothing():
+    result = meta_train(steps=4, validate=lambda phi: jnp.nan * phi)
+    assert_identical(result.phi, result.last_phi)
+    assert int(result.state.stale) == 2
+
+
+def test_validation_is_the_mean_final_loss_of_curves():
+    phi = jnp.float32(0.3)
+    key = jax.random.key(9)
+    expected = curves(OPT.bind(phi), TASK, key=key, steps=2, problems=2)[:, -1].mean()
+    np.testing.assert_allclose(VALIDATE(phi), expected, rtol=1e-6)
+    assert VALIDATE(jnp.float32(1e30)) == np.inf
+
+
+def failing_at(*steps):
+    """An estimator of |φ|²/2 whose gradient or loss is not finite at some steps."""
+
+    def estimate(phi, step, key):
+        bad = jnp.isin(step, jnp.array(steps))
+        gradient = jnp.where(bad, jnp.nan, phi)
+        return Estimate(jnp.where(bad, jnp.inf, 0.5 * phi**2), gradient, {}), step + 1
+
+    estimator = Estimator(init=lambda key, phi: jnp.int32(0), estimate=estimate)
+    return lambda opt, task, batch: estimator
+
+
+def failing_train(bad, **settings):
+    settings = {"key": KEY, "steps": 8, "chunk": 3, "meta_optimizer": optax.adam(0.01)} | settings
+    return train(OPT, TASK, estimator=failing_at(*bad), **settings)
+
+
+def test_a_meta_gradient_that_is_not_finite_leaves_phi_alone_and_is_marked(capsys):
+    result = failing_train([0, 1, 5, 6], progress=True)
+    np.testing.assert_array_equal(result.history["skipped"], [1, 1, 0, 0, 0, 1, 1, 0])
+    assert "meta-loss=" in capsys.readouterr().err
+    expected = train(OPT, TASK, key=KEY, steps=4, meta_optimizer=optax.adam(0.01),
+                     estimator=failing_at(-1))  # fmt: skip
+    assert_identical(result.last_phi, expected.last_phi)
+    assert_identical(result.state.opt_state, expected.state.opt_state)
+
+
+def test_one_failure_in_a_chunk_cut_short_does_not_end_the_run():
+    # The last of seven steps is a chunk of its own; so is each step with validation after it.
+    assert failing_train([6], steps=7).history["skipped"].sum() == 1
+    result = failing_train([2, 3], validate=distance_to(0), validate_every=1, progress=True)
+    assert result.history["skipped"].sum() == 2
+
+
+@pytest.mark.parametrize("settings", [{}, {"validate": distance_to(0), "validate_every": 1}])
+def test_a_whole_chunk_of_failures_ends_the_run_and_says_what_to_do(settings):
+    message = "no meta-gradient was finite in meta-steps 3 to 5; lower the rate .*clip"
+    with pytest.raises(FloatingPointError, match=message):
+        failing_train([3, 4, 5], **settings)
+
+
+def test_a_meta_optimizer_may_ask_for_the_meta_loss():
+    plateau = optax.contrib.reduce_on_plateau(patience=2, factor=0.5)
+    result = meta_train(meta_optimizer=optax.chain(optax.sgd(0.0), plateau), validate=None)
+    assert result.state.opt_state[1].best_value == pytest.approx(result.history["loss"].min())
+
+
+def test_clipping_bounds_the_first_step():
+    clipped = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
+    result = meta_train(steps=1, meta_optimizer=clipped, validate=None)
+    assert result.history["grad_norm"][0] > 0.1
+    np.testing.assert_allclose(result.phi, 0.1 + 1e-3, rtol=1e-5)
+
+
+def test_meta_training_finds_the_best_rate():
+    result = train(
+        OPT,
+        TASK,
+        key=KEY,
+        steps=100,
+        batch=2,
+        estimator=truncated(horizon=2, truncation=2),
+        meta_optimizer=optax.adam(0.05),
+    )
+    np.testing.assert_allclose(result.phi, 1.0, atol=0.02)
+
+
+def test_an_lstm_learns_to_optimize():
+    opt, task = lstm((4,)), quadratic(2)
+    result = train(
+        opt,
+        task,
+        key=KEY,
+        steps=200,
+        batch=8,
+        chunk=100,
+        estimator=truncated(horizon=10, truncation=10),
+        meta_optimizer=optax.adam(2e-2),
+    )
+    first, last = (
+        final_loss(curves(opt.bind(phi), task, key=jax.random.key(5), steps=10), window=1).mean()
+        for phi in (opt.init(jax.random.split(KEY)[0]), result.phi)
+    )
+    assert last < 0.5 * first
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: truncated(horizon=5, truncation=2), "truncation must divide horizon, got .*=2"),
+        (lambda: truncated(horizon=0), "horizon must be a whole number of at least 1, got 0"),
+        (lambda: truncated(truncation=-1), "truncation must be a whole number"),
+        (lambda: truncated()(OPT, TASK, 0), "batch must be a whole number of at least 1, got 0"),
+        (
+            lambda: truncated(horizon=2, truncation=1, step_weights=jnp.ones(3)),
+            r"step_weights must have shape \(2,\).* got shape \(3,\)",
+        ),
+        (
+            lambda: truncated(horizon=2, truncation=1, step_weights=[1.0, np.nan]),
+            "step_weights must be a finite number",
+        ),
+        (lambda: meta_train(steps=0), "steps must be a whole number of at least 1, got 0"),
+        (lambda: meta_train(chunk=0), "chunk must be a whole number"),
+        (lambda: meta_train(batch=0), "batch must be a whole number of at least 1, got 0"),
+        (lambda: meta_train(validate_every=0), "validate_every must be a whole number"),
+        (lambda: meta_train(patience=0), "patience must be a whole number"),
+        (lambda: meta_train(patience=1, validate=None), "validate must be given for patience=1"),
+        (
+            lambda: meta_train(steps=2, state=make_state(3)),
+            "steps must be at least the 3 that state has done, got 2",
+        ),
+        (lambda: validation(OPT, TASK, key=KEY, horizon=5), "window must be at most horizon=5"),
+        (lambda: validation(OPT, TASK, key=KEY, problems=0), "problems must be a whole number"),
+        (lambda: final_loss(jnp.ones((2, 4)), 4), "window must be at most the 3 steps, got 4"),
+        (lambda: final_loss(jnp.ones((2, 4)), 0), "window must be a whole number"),
+        (lambda: final_weights(3, window=4), "window must be at most horizon=3, got 4"),
+        (lambda: final_weights(0), "horizon must be a whole number"),
+        (lambda: polynomial_weights(3, -1.0), "power must be a non-negative number, got -1.0"),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def make_state(step):
+    _, state = make_step(OPT, TASK, key=KEY, batch=2, estimator=ESTIMATOR)
+    return state._replace(step=jnp.int32(step))
+
+
+def test_a_state_that_has_done_all_steps_trains_no_more():
+    result = meta_train(steps=3, state=make_state(3), validate=None)
+    assert result.history == {}
+    assert float(result.phi) == pytest.approx(0.1)
+
+
+def test_weights_sum_to_the_horizon():
+    np.testing.assert_allclose(polynomial_weights(5, power=0), np.ones(5), rtol=1e-6)
+    np.testing.assert_allclose(
+        polynomial_weights(4, power=2), 4 * np.array([1, 4, 9, 16]) / 30, rtol=1e-6
+    )
+    np.testing.assert_array_equal(final_weights(5, window=2), [0, 0, 0, 2.5, 2.5])
+
+
+def test_final_loss_is_the_mean_after_the_last_updates():
+    losses = np.arange(24.0).reshape(2, 12)
+    np.testing.assert_array_equal(final_loss(jnp.asarray(losses)), losses[:, 2:].mean(axis=1))
+    assert final_loss(jnp.asarray(losses[0]), window=1) == 11
