@@ -233,10 +233,11 @@ def _row(
     reference = np.where(np.isfinite(reference), reference, np.inf)
     resampled = final[samples].mean(axis=1)
     ends = [(1 - confidence) / 2, (1 + confidence) / 2]
-    with np.errstate(invalid="ignore"):
+    # Both diverged, or both are zero: nothing can be said, and NaN says so.
+    with np.errstate(divide="ignore", invalid="ignore"):
         ratio = reference.mean() / final.mean()
         ratios = reference[samples].mean(axis=1) / resampled
-    # Both diverged: nothing can be said, and NaN says so.
+        mean = run[:, 1:].mean(dtype=np.float64)
     # `inverted_cdf` picks a sample: interpolation between infinite ones would make NaN.
     low, high = np.quantile(resampled, ends, method="inverted_cdf")
     ratio_low, ratio_high = np.quantile(ratios, ends, method="inverted_cdf")
@@ -245,7 +246,7 @@ def _row(
         final=float(final.mean()),
         final_low=float(low),
         final_high=float(high),
-        mean=float(run[:, 1:].mean()),
+        mean=float(mean),
         ratio=float(ratio),
         ratio_low=float(ratio_low),
         ratio_high=float(ratio_high),

@@ -72,8 +72,8 @@ def tune(
         A `Tuning`.
 
     Raises:
-        ValueError: for an empty grid, a learning rate that is not positive, a size below 1 or a
-            window larger than `steps`.
+        ValueError: for an empty grid, a learning rate that is not positive, a value that is not
+            finite, a size below 1 or a window larger than `steps`.
 
     >>> import l2ljax as l2l
     >>> rates = [1e-4, 1e-3, 1e-2, 1e-1]
@@ -139,6 +139,7 @@ def _validate(grid: Grid) -> dict[str, list[float]]:
         if name == RATE:
             _checks.positive(label, column)
             array = np.sort(array)
+        _checks.finite(label, array)
         values[name] = array.tolist()
     return values
 
@@ -150,10 +151,11 @@ def _beyond(
     if RATE not in values or len(values[RATE]) < 2:
         return None
     rates, block = points[RATE], values[RATE]
-    best = rates[int(np.argmin(scores))]
+    # Where everything diverged, smaller rates are what is left to try.
+    best = rates[int(np.argmin(scores))] if np.isfinite(min(scores)) else min(rates)
     ratio = (block[-1] / block[0]) ** (1 / (len(block) - 1))
     powers = np.arange(1, len(block) + 1)
-    if best == max(rates) and np.isfinite(min(scores)):
+    if best == max(rates):
         return (best * ratio**powers).tolist()
     if best == min(rates):
         return np.sort(best / ratio**powers).tolist()
