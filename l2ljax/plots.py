@@ -29,7 +29,8 @@ def curves(
     Args:
         results: a `Comparison`, whose reference is drawn in black and whose tuned settings stand in
             the legend; or arrays of losses, f32[problems, steps + 1], by name.
-        statistic: "mean" or "median" over problems.
+        statistic: "mean" or "median" over problems; a diverged run counts as infinite, and what is
+            infinite is not drawn.
         band: "interval", a 95 % interval of the statistic over problems (bootstrap); "quartiles",
             from the first to the third quartile of problems; or None.
         log_steps: whether the axis of steps is logarithmic too; step 0 then has no place on it.
@@ -39,7 +40,7 @@ def curves(
         The axes; `save(ax, path)` writes the picture.
 
     Raises:
-        ValueError: for an unknown statistic or band, or no curves.
+        ValueError: for an unknown statistic or band, no curves, or arrays of another shape.
 
     >>> ax = curves({"a": np.array([[4.0, 2.0, 1.0], [5.0, 3.0, 1.0]])}, band="quartiles")
     >>> print(ax.lines[0].get_ydata())
@@ -47,9 +48,10 @@ def curves(
     """
     _checks.choice("statistic", statistic, _STATISTICS)
     _checks.choice("band", band, ["interval", "quartiles", None])
-    runs = results.curves if isinstance(results, Comparison) else dict(results)
-    if not runs:
+    given = results.curves if isinstance(results, Comparison) else results
+    if not given:
         raise ValueError("results must have at least one curve, got none")
+    runs = {name: _losses(name, losses) for name, losses in given.items()}
     if ax is None:
         _, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
     rivals = 0
@@ -59,7 +61,6 @@ def curves(
         else:
             look = {"color": _COLORS[rivals % len(_COLORS)], "linestyle": _STYLES[rivals % 7]}
             rivals += 1
-        losses = np.asarray(losses, np.float64)
         steps = np.arange(losses.shape[1])
         centre = _STATISTICS[statistic](losses, axis=0)
         ax.plot(steps, centre, label=_label(name, results), **look)
@@ -134,6 +135,15 @@ def save(ax: Axes, path: str | os.PathLike[str]) -> None:
 _STATISTICS: dict[str, Callable[..., np.ndarray]] = {"mean": np.mean, "median": np.median}
 
 
+def _losses(name: str, losses: np.ndarray) -> np.ndarray:
+    losses = np.asarray(losses, np.float64)
+    if losses.ndim != 2:
+        raise ValueError(
+            f"results[{name!r}] must have shape (problems, steps + 1), got {losses.shape}"
+        )
+    return np.where(np.isfinite(losses), losses, np.inf)
+
+
 def _label(name: str, results: Comparison | Mapping[str, np.ndarray]) -> str:
     if not isinstance(results, Comparison) or name not in results.tunings:
         return name
@@ -142,10 +152,11 @@ def _label(name: str, results: Comparison | Mapping[str, np.ndarray]) -> str:
 
 
 def _band(losses: np.ndarray, statistic: str, band: str) -> tuple[np.ndarray, np.ndarray]:
-    if band == "quartiles":
-        low, high = np.quantile(losses, [0.25, 0.75], axis=0)
-        return low, high
-    samples = np.random.default_rng(0).integers(len(losses), size=(1000, len(losses)))
-    resampled = np.stack([_STATISTICS[statistic](losses[rows], axis=0) for rows in samples])
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
+    ends, rows = [0.25, 0.75], losses
+    if band == "interval":
+        ends = [0.025, 0.975]
+        samples = np.random.default_rng(0).integers(len(losses), size=(1000, len(losses)))
+        rows = np.stack([_STATISTICS[statistic](losses[sample], axis=0) for sample in samples])
+    with np.errstate(invalid="ignore"):  # between two infinite rows
+        low, high = np.quantile(rows, ends, axis=0)
     return low, high

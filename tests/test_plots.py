@@ -1,0 +1,150 @@
+import matplotlib
+import numpy as np
+import pytest
+
+matplotlib.use("Agg")
+
+from matplotlib import colors
+from matplotlib import pyplot as plt
+
+from l2ljax import plots
+from l2ljax.evaluate import Comparison, Row, Tuning
+
+LOSSES = np.random.default_rng(0).gamma(2.0, size=(9, 6))
+
+
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    yield
+    plt.close("all")
+
+
+def comparison(**curves):
+    """A comparison of which "tuned" was tuned and "ours" is the reference."""
+    curves = {"tuned": LOSSES, "ours": 0.5 * LOSSES, "other": 2 * LOSSES} | curves
+    row = Row("", *7 * (1.0,), setting=None, on_edge=False, diverged=0)
+    tuning = Tuning({"learning_rate": 0.0316, "decay": 0.9}, 1.0, {}, np.ones(1), False)
+    rows = tuple(row._replace(name=name) for name in curves)
+    return Comparison(rows, curves, {"tuned": tuning}, "ours", 0.95)
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def test_arrays_are_drawn_as_means_on_a_logarithmic_axis():
+    ax = plots.curves({"a": LOSSES, "b": 2 * LOSSES})
+    assert legend(ax) == ["a", "b"]
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), np.arange(6))
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), LOSSES.mean(axis=0))
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), 2 * LOSSES.mean(axis=0))
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
+    assert ax.get_xlabel() == "step"
+    assert ax.get_ylabel() == "loss, mean over 9 problems"
+
+
+def test_the_median_is_drawn_on_request():
+    ax = plots.curves({"a": LOSSES}, statistic="median", log_steps=True)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), np.median(LOSSES, axis=0))
+    assert ax.get_ylabel() == "loss, median over 9 problems"
+    assert ax.get_xscale() == "log"
+
+
+def edges(ax):
+    """Lower and upper edge of the first band at each step."""
+    vertices = ax.collections[0].get_paths()[0].vertices
+    steps = range(LOSSES.shape[1])
+    return np.array([np.ptp([*vertices[vertices[:, 0] == t, 1]]) for t in steps])
+
+
+def test_bands_are_quartiles_an_interval_or_nothing():
+    quartiles = edges(plots.curves({"a": LOSSES}, band="quartiles"))
+    low, high = np.quantile(LOSSES, [0.25, 0.75], axis=0)
+    np.testing.assert_allclose(quartiles, high - low)
+    interval = edges(plots.curves({"a": LOSSES}, band="interval"))
+    normal = 2 * 1.96 * LOSSES.std(axis=0) / np.sqrt(len(LOSSES))
+    np.testing.assert_allclose(interval, normal, rtol=0.15)
+    assert not plots.curves({"a": LOSSES}, band=None).collections
+
+
+def test_the_reference_is_black_and_the_others_are_not():
+    ax = plots.curves(comparison())
+    found = {line.get_label().split()[0]: line for line in ax.lines}
+    assert colors.to_hex(found["ours"].get_color()) == "#000000"
+    others = [colors.to_hex(found[name].get_color()) for name in ("tuned", "other")]
+    assert len({*others, "#000000"}) == 3
+    assert found["ours"].get_linewidth() > found["other"].get_linewidth()
+
+
+def test_tuned_settings_stand_in_the_legend():
+    assert legend(plots.curves(comparison())) == ["tuned (0.032, 0.9)", "ours", "other"]
+
+
+def test_many_curves_differ_in_colour_or_style():
+    ax = plots.curves({str(i): LOSSES for i in range(7)}, band=None)
+    looks = {(line.get_color(), str(line.get_linestyle())) for line in ax.lines}
+    assert len(looks) == 7
+
+
+@pytest.mark.parametrize("band", ["interval", "quartiles"])
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_diverged_runs_are_drawn_without_a_warning(band, statistic, tmp_path):
+    some, all_of_them = LOSSES.copy(), LOSSES.copy()
+    some[:3, 3:] = np.inf
+    some[0, 4:] = np.nan
+    all_of_them[:, 2:] = np.nan
+    diverged = comparison(some=some, all=all_of_them)
+    plots.save(plots.curves(diverged, band=band, statistic=statistic), tmp_path / "curves.png")
+
+
+def test_curves_may_be_drawn_into_given_axes():
+    _, ax = plt.subplots()
+    assert plots.curves({"a": LOSSES}, ax=ax) is ax
+    assert plots.history({"loss": np.ones(3)}, ax=ax) is ax
+
+
+def test_history_shows_the_meta_loss_its_running_mean_and_the_validation():
+    loss = np.linspace(3, 1, 200)
+    ax = plots.history(
+        {"loss": loss, "validation_step": np.array([100, 200]), "validation": np.array([2.0, 1.0])}
+    )
+    raw, smooth, validation = ax.lines
+    np.testing.assert_array_equal(raw.get_ydata(), loss)
+    np.testing.assert_allclose(smooth.get_ydata()[0], loss[:4].mean())
+    np.testing.assert_allclose(smooth.get_xdata()[[0, -1]], [3, 199])
+    np.testing.assert_array_equal(validation.get_xydata(), [[100, 2], [200, 1]])
+    assert legend(ax) == ["meta-loss", "validation: final loss"]
+
+
+def test_history_with_skipped_steps_is_drawn_without_a_warning(tmp_path):
+    loss = np.linspace(3, 1, 200)
+    loss[[3, 50]] = np.nan, np.inf
+    plots.save(plots.history({"loss": loss}), tmp_path / "history.png")
+
+
+def test_save_writes_a_picture_and_closes_the_figure(tmp_path):
+    ax = plots.curves({"a": LOSSES})
+    number = ax.figure.number
+    plots.save(ax, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert not plt.fignum_exists(number)
+
+
+def test_a_folder_that_is_missing_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match="missing"):
+        plots.save(plots.curves({"a": LOSSES}), tmp_path / "missing" / "curves.png")
+
+
+@pytest.mark.parametrize(
+    ("results", "settings", "message"),
+    [
+        ({}, {}, "results must have at least one curve, got none"),
+        ({"a": LOSSES}, {"statistic": "meen"}, "statistic must be one of .* did you mean 'mean'"),
+        ({"a": LOSSES}, {"band": "std"}, "band must be one of .* got 'std'"),
+        ({"a": LOSSES[0]}, {}, r"results\['a'\] must have shape \(problems, steps \+ 1\)"),
+    ],
+)
+def test_bad_arguments_are_named(results, settings, message):
+    with pytest.raises(ValueError, match=message):
+        plots.curves(results, **settings)
+    assert not plt.get_fignums()
