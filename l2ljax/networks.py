@@ -29,6 +29,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 _scaled_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+# A tenth of the usual deviation: an optimizer that is not trained yet should do little harm. Larger
+# first updates saturate the optimizee, and meta-training then settles on doing nothing.
+_small_normal = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
 
 
 def _forget_bias(key: Key, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
@@ -73,7 +76,7 @@ class _CoordinateLSTM(nn.Module):
             carry = _LSTMCell(units, name=f"lstm_{layer}")(carry, x)
             new.append(carry)
             x = carry[1]
-        kernel = self.param("output_kernel", _scaled_normal, (self.hidden[-1], 1))
+        kernel = self.param("output_kernel", _small_normal, (self.hidden[-1], 1))
         bias = self.param("output_bias", nn.initializers.zeros_init(), (1,))
         return tuple(new), _affine(kernel, bias, x)[0]
 
@@ -97,8 +100,8 @@ def lstm_init(key: Key, *, features: int, hidden: tuple[int, ...]) -> Phi:
 
     Returns:
         `{"lstm_0": {"kernel": f32[features + h0, 4 h0], "bias": f32[4 h0]}, ...,
-        "output_kernel": f32[h, 1], "output_bias": f32[1]}`; kernels N(0, 1/fan-in), biases zero
-        but for the forget gates', one.
+        "output_kernel": f32[h, 1], "output_bias": f32[1]}`; kernels N(0, 1/fan-in), that of
+        the output a tenth as large; biases zero but for the forget gates', one.
     """
     carries = lstm_carry((), jnp.float32, hidden=hidden)
     return _CoordinateLSTM(hidden).init(key, carries, jnp.zeros(features, jnp.float32))["params"]

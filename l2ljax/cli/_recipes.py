@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from l2ljax import _checks, learned, meta
 from l2ljax.core import LearnedOptimizer, Task
@@ -19,7 +21,8 @@ class Recipe:
         batch: problems of one meta-gradient.
         horizon: inner steps of an episode.
         truncation: inner steps of a meta-update.
-        meta_rate: Adam's learning rate on φ, falling to zero by a cosine.
+        meta_rate: Adam's learning rate on φ: rises over 50 meta-steps, then falls to zero by a
+            cosine.
         clip: largest global norm of a meta-gradient.
         power: the losses of an episode are weighted by t^power; 0 trains for the mean loss of a
             run, larger powers for its final loss.
@@ -50,6 +53,10 @@ class Recipe:
         preprocess = None if self.preprocess == "none" else self.preprocess
         return learned.lstm(preprocess=preprocess, output_scale=self.output_scale)
 
+    def _rate(self, step: Array) -> Array:
+        decay = optax.cosine_decay_schedule(self.meta_rate, self.steps)(step)
+        return decay * jnp.minimum(1.0, (step + 1) / 50)
+
     def training(
         self, opt: LearnedOptimizer, task: Task, *, seed: int, window: int
     ) -> dict[str, Any]:
@@ -65,7 +72,7 @@ class Recipe:
             ),
             "meta_optimizer": optax.chain(
                 optax.clip_by_global_norm(self.clip),
-                optax.adam(optax.cosine_decay_schedule(self.meta_rate, self.steps)),
+                optax.adam(self._rate),
             ),
             "validate": meta.validation(
                 opt, task, key=validation_key, horizon=self.horizon, window=window
