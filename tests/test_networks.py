@@ -111,7 +111,7 @@ def jitted(init, **settings):
     return jax.jit(functools.partial(init, **settings))
 
 
-def test_lstm_kernels_are_normal_with_variance_one_over_fan_in_and_forget_biases_are_one():
+def test_lstm_layers_are_normal_with_variance_one_over_fan_in_and_forget_biases_are_one():
     phi = jitted(networks.lstm_init, features=2, hidden=(30, 40))(jax.random.key(0))
     assert_normal(phi["lstm_0"]["kernel"], (2 + 30) ** -0.5)
     assert_normal(phi["lstm_1"]["kernel"], (30 + 40) ** -0.5)
@@ -119,6 +119,11 @@ def test_lstm_kernels_are_normal_with_variance_one_over_fan_in_and_forget_biases
     np.testing.assert_array_equal(phi["lstm_1"]["bias"], np.repeat([0, 1, 0, 0], 40))
     np.testing.assert_array_equal(phi["output_bias"], [0])
     assert phi["output_kernel"].shape == (40, 1)
+
+
+def test_an_untrained_lstm_makes_updates_of_a_tenth_of_the_usual_size():
+    phi = jitted(networks.lstm_init, features=2, hidden=(2, 900))(jax.random.key(0))
+    assert_normal(phi["output_kernel"], 0.1 * 900**-0.5)
 
 
 @pytest.mark.parametrize("make_key", [jax.random.key, jax.random.PRNGKey], ids=["typed", "raw"])

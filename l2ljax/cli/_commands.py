@@ -8,7 +8,6 @@ import os
 import pathlib
 import platform
 import shlex
-import sys
 import types
 from typing import Any, NamedTuple
 
@@ -45,7 +44,7 @@ def train(arguments: argparse.Namespace) -> None:
     if "validation" in history:
         best = float(np.min(history["validation"]))
         scores["validation"] = best if np.isfinite(best) else None
-    _finish(run, job, result, scores, arguments)
+    _finish(run, job, result, scores)
     print(f"weights: {run.folder}\nload them: l2ljax.learned.load({str(run.folder)!r})")
 
 
@@ -80,7 +79,7 @@ def demo(arguments: argparse.Namespace) -> None:
         comparison = _compare(run.folder, optimizers, tasks.load("digits"), arguments)
     except KeyboardInterrupt:
         raise _interrupted(run, arguments, "the state after the last meta-step") from None
-    _finish(run, job, result, {"comparison": comparison.to_dict()}, arguments)
+    _finish(run, job, result, {"comparison": comparison.to_dict()})
     print(f"weights: {run.folder}")
 
 
@@ -88,6 +87,7 @@ class _Job(NamedTuple):
     """Meta-training whose settings were all accepted, and whose data are there."""
 
     settings: dict[str, Any]
+    command: str
     recipe: Recipe
     opt: l2ljax.LearnedOptimizer
     task: l2ljax.Task
@@ -101,7 +101,7 @@ def _job(settings: dict[str, Any]) -> _Job:
     opt = recipe.optimizer()
     window = tasks.CATALOGUE[settings["task"]].final_window
     training = recipe.training(opt, task, seed=settings["seed"], window=window)
-    return _Job(settings, recipe, opt, task, training)
+    return _Job(settings, settings["command"], recipe, opt, task, training)
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Run, _Job]:
@@ -123,6 +123,7 @@ def _open(arguments: argparse.Namespace) -> tuple[Run, _Job]:
         "task": arguments.task,
         "data_dir": None if arguments.data_dir is None else os.path.abspath(arguments.data_dir),
         "seed": arguments.seed,
+        "command": _typed(arguments),
         "recipe": dataclasses.asdict(_recipe(arguments)),
     }
     # Everything that can be refused is refused before the folder is touched.
@@ -156,7 +157,7 @@ def _meta_train(
             **job.training,
             state=state,
             callbacks=[saver],
-            progress=sys.stderr.isatty(),
+            progress=True,
         )
     except KeyboardInterrupt:
         saver.save()
@@ -209,7 +210,7 @@ def _compare(
         steps=arguments.inner_steps,
         problems=arguments.problems,
         window=tasks.CATALOGUE[arguments.task].final_window,
-        progress=sys.stderr.isatty(),
+        progress=True,
     )
     print(f"\n{comparison}\n")
     best = comparison.best_rival
@@ -238,7 +239,6 @@ def _finish(
     job: _Job,
     result: meta.TrainResult,
     scores: dict[str, Any],
-    arguments: argparse.Namespace,
 ) -> None:
     card = {
         "task": job.settings["task"],
@@ -246,7 +246,7 @@ def _finish(
         "meta_steps": int(result.state.step),
         "recipe": job.settings["recipe"],
         "scores": scores,
-        "command": _typed(arguments),
+        "command": job.command,
         "versions": _versions(),
     }
     learned.save(run.folder, job.opt, result.phi, card)

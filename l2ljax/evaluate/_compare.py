@@ -84,8 +84,9 @@ class Comparison:
 
     @property
     def best_rival(self) -> Row:
-        """The row with the lowest final loss, the reference left aside."""
+        """The tuned row with the lowest final loss; of all but the reference if none was tuned."""
         rivals = [row for row in self.rows if row.name != self.reference]
+        rivals = [row for row in rivals if row.setting is not None] or rivals
         return min(rivals, key=lambda row: row.final)
 
     def to_dict(self) -> dict[str, Any]:
