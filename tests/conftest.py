@@ -36,6 +36,16 @@ def x64() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """For programs that run once, for microseconds: compiling them is all the time they take."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder that holds `mnist/`: `L2LJAX_DATA`, or `shared/data` beside the repository."""

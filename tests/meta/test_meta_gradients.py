@@ -4,7 +4,6 @@ The loops here are plain Python: no `scan`, no `checkpoint`, no custom derivativ
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +22,7 @@ KEY, PHI_KEY = jax.random.key(0), jax.random.key(1)
 HORIZON, BATCH = 4, 2
 WEIGHTS = np.array([0.5, 1.0, 0.25, 2.0])
 
-pytestmark = pytest.mark.usefixtures("x64")
-
-# Unrolled loops are long programs that run once: compiling them is all the time they take.
-quick_jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
+pytestmark = pytest.mark.usefixtures("quick_compilation", "x64")
 
 
 def small_mlp():
@@ -85,7 +75,7 @@ def estimated(opt, task, phi, **settings):
     """The first estimate, of a whole episode unless `settings` cut it."""
     settings = {"horizon": HORIZON, "truncation": HORIZON, "step_weights": WEIGHTS} | settings
     estimator = truncated(**settings)(opt, task, BATCH)
-    run = quick_jit(lambda phi: estimator.estimate(phi, estimator.init(KEY, phi), KEY)[0])
+    run = jax.jit(lambda phi: estimator.estimate(phi, estimator.init(KEY, phi), KEY)[0])
     return run(phi)
 
 
@@ -125,7 +115,7 @@ def finite_differences(function, flat, step=1e-5):
     """Central differences along every coordinate, all in one program."""
     steps = step * jnp.eye(flat.size)
     both = jnp.concatenate([flat + steps, flat - steps])
-    above, below = jnp.split(quick_jit(jax.vmap(function))(both), 2)
+    above, below = jnp.split(jax.jit(jax.vmap(function))(both), 2)
     return (above - below) / (2 * step)
 
 
@@ -155,7 +145,7 @@ def test_without_second_derivatives_gradients_are_constants(case):
     estimate = estimated(opt, task, tree(flat))
 
     # By a loop that stops each gradient,
-    (loss, recorded), stopped = quick_jit(
+    (loss, recorded), stopped = jax.jit(
         jax.value_and_grad(
             lambda phi: python_loop(opt, task, phi, constant_gradients=True), has_aux=True
         )
@@ -180,7 +170,7 @@ def test_the_two_meta_gradients_differ():
 def test_segments_add_up_to_a_loop_whose_state_is_detached_at_their_borders():
     opt, task, (flat, tree) = prepare("another objective")
     phi = tree(flat)
-    expected = quick_jit(
+    expected = jax.jit(
         jax.grad(
             lambda phi: python_loop(opt, task, phi, constant_gradients=False, detach_at=(2,))[0]
         )
@@ -232,6 +222,6 @@ def test_a_learned_first_state_has_its_gradient_in_the_first_segment_alone():
 
     # θ₁ depends on the start by constants alone, so that ∂∇/∂φ has no part in it.
     one = truncated(horizon=1, truncation=1)(opt, task, BATCH)
-    run = quick_jit(lambda phi: one.estimate(phi, one.init(KEY, phi), KEY)[0])
+    run = jax.jit(lambda phi: one.estimate(phi, one.init(KEY, phi), KEY)[0])
     above, below = (run(phi | {"start": phi["start"] + h}).loss for h in (1e-5, -1e-5))
     np.testing.assert_allclose(run(phi).grad["start"], (above - below) / 2e-5, rtol=1e-7)
