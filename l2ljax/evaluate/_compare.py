@@ -84,8 +84,14 @@ class Comparison:
 
     @property
     def best_rival(self) -> Row:
-        """The tuned row with the lowest final loss; of all but the reference if none was tuned."""
+        """The tuned row with the lowest final loss; of all but the reference if none was tuned.
+
+        Raises:
+            ValueError: if there is nothing beside the reference.
+        """
         rivals = [row for row in self.rows if row.name != self.reference]
+        if not rivals:
+            raise ValueError(f"optimizers must have a rival of {self.reference}, got none")
         rivals = [row for row in rivals if row.setting is not None] or rivals
         return min(rivals, key=lambda row: row.final)
 
