@@ -77,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_commands.train, name="train")
     command.add_argument("--task", help="a name that `l2ljax tasks` lists")
     _add_data(command)
+    command.add_argument(
+        "--start", type=pathlib.Path, metavar="FOLDER", help="begin with these weights"
+    )
     _add_run(command, default_out=None)
     _add_recipe(command)
 

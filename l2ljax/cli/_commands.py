@@ -70,7 +70,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 def demo(arguments: argparse.Namespace) -> None:
     """Meta-trains on the embedded digits, compares, and leaves everything in one folder."""
-    arguments.task, arguments.data_dir = "digits", None
+    arguments.task, arguments.data_dir, arguments.start = "digits", None, None
     _check_comparison(arguments)
     run, job = _open(arguments)
     result, _ = _meta_train(run, job, arguments)
@@ -92,6 +92,7 @@ class _Job(NamedTuple):
     opt: l2ljax.LearnedOptimizer
     task: l2ljax.Task
     training: dict[str, Any]
+    start: dict[str, Any] | None
 
 
 def _job(settings: dict[str, Any]) -> _Job:
@@ -101,7 +102,14 @@ def _job(settings: dict[str, Any]) -> _Job:
     opt = recipe.optimizer()
     window = tasks.CATALOGUE[settings["task"]].final_window
     training = recipe.training(opt, task, seed=settings["seed"], window=window)
-    return _Job(settings, settings["command"], recipe, opt, task, training)
+    start = None
+    if settings["start"] is not None:
+        earlier, training["phi"], start = learned.restore(settings["start"])
+        if earlier.spec != opt.spec:
+            raise ValueError(
+                f"start must hold the optimizer of the recipe, {opt.spec}, got {earlier.spec}"
+            )
+    return _Job(settings, settings["command"], recipe, opt, task, training, start)
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Run, _Job]:
@@ -124,6 +132,7 @@ def _open(arguments: argparse.Namespace) -> tuple[Run, _Job]:
         "data_dir": None if arguments.data_dir is None else os.path.abspath(arguments.data_dir),
         "seed": arguments.seed,
         "command": _typed(arguments),
+        "start": None if arguments.start is None else os.path.abspath(arguments.start),
         "recipe": dataclasses.asdict(_recipe(arguments)),
     }
     # Everything that can be refused is refused before the folder is touched.
@@ -144,8 +153,8 @@ def _meta_train(
     state: meta.TrainState | None = None
     history: dict[str, np.ndarray] = {}
     if arguments.resume:
-        names = ("key", "batch", "meta_optimizer", "estimator")
-        options = {name: job.training[name] for name in names}
+        names = ("key", "batch", "meta_optimizer", "estimator", "phi")
+        options = {name: job.training[name] for name in names if name in job.training}
         _, like = meta.make_step(job.opt, job.task, **options)
         state, history = run.load(like)
         print(f"going on from meta-step {0 if state is None else int(state.step)}")
@@ -247,6 +256,7 @@ def _finish(
         "recipe": job.settings["recipe"],
         "scores": scores,
         "command": job.command,
+        **({} if job.start is None else {"start": job.start}),
         "versions": _versions(),
     }
     learned.save(run.folder, job.opt, result.phi, card)

@@ -84,5 +84,5 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "quadratic": Recipe(steps=9000, batch=128, power=0.0),
     "digits": Recipe(steps=1200, batch=4),
-    "mnist": Recipe(steps=4000, batch=1),
+    "mnist": Recipe(steps=1000, batch=1),
 }

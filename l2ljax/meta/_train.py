@@ -55,6 +55,7 @@ def make_step(
     batch: int = 1,
     meta_optimizer: optax.GradientTransformation | None = None,
     estimator: EstimatorFactory | None = None,
+    phi: Phi | None = None,
 ) -> tuple[Callable[[TrainState, Key], tuple[TrainState, dict[str, Array]]], TrainState]:
     """The pure piece of meta-training, for a loop of your own.
 
@@ -68,6 +69,7 @@ def make_step(
         batch: problems of one meta-gradient.
         meta_optimizer: any optax transformation; default `optax.adam(1e-3)`.
         estimator: an estimator factory; default `truncated(horizon=100, truncation=20)`.
+        phi: the first φ; default: drawn by `opt.init`.
 
     Returns:
         `step` and the first state; `step(state, key) -> (state, metrics)` is jitted, and `metrics`
@@ -85,7 +87,7 @@ def make_step(
     (1, ['grad_norm', 'loss', 'losses', 'skipped', 'step'])
     """
     estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator)
-    return Partial(_jitted_step, estimates, meta), _jitted_start(opt, estimates, meta, key)
+    return Partial(_jitted_step, estimates, meta), _jitted_start(opt, estimates, meta, key, phi)
 
 
 def train(
@@ -100,6 +102,7 @@ def train(
     validate: Callable[[Phi], Scalar] | None = None,
     validate_every: int = 100,
     patience: int | None = None,
+    phi: Phi | None = None,
     state: TrainState | None = None,
     callbacks: Iterable[Callback] = (),
     progress: bool = False,
@@ -128,6 +131,7 @@ def train(
             `result.phi` the best φ seen. It is compiled; one that holds arrays is best a `Partial`.
         validate_every: meta-steps between validations.
         patience: validations without a new best after which training stops; None: never.
+        phi: the first φ, such as that of an earlier run; default: drawn by `opt.init`.
         state: a state to go on from, with the same `key` and settings; `steps` then counts from
             the beginning of the run.
         callbacks: called with `Progress` after every chunk; an exception ends the run.
@@ -159,7 +163,7 @@ def train(
             raise ValueError(f"validate must be given for patience={patience} to count, got None")
     estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator)
     if state is None:
-        state = _jitted_start(opt, estimates, meta, key)
+        state = _jitted_start(opt, estimates, meta, key, phi)
     done = int(state.step)
     if done > steps:
         raise ValueError(f"steps must be at least the {done} that state has done, got {steps}")
@@ -182,8 +186,8 @@ def train(
             for callback in callbacks:
                 callback(Progress(state, steps, recorder.chunks[-1], score))
     selected = validate is not None and bool(jnp.isfinite(state.best_score))
-    phi = state.best_phi if selected else state.phi
-    return TrainResult(phi, state.phi, recorder.history(), state)
+    chosen = state.best_phi if selected else state.phi
+    return TrainResult(chosen, state.phi, recorder.history(), state)
 
 
 def _prepare(
@@ -199,10 +203,14 @@ def _prepare(
 
 @jax.jit
 def _jitted_start(
-    opt: LearnedOptimizer, estimates: Estimator, meta: optax.GradientTransformation, key: Key
+    opt: LearnedOptimizer,
+    estimates: Estimator,
+    meta: optax.GradientTransformation,
+    key: Key,
+    phi: Phi | None,
 ) -> TrainState:
     phi_key, state_key = jax.random.split(key)
-    phi = opt.init(phi_key)
+    phi = opt.init(phi_key) if phi is None else phi
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
