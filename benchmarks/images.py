@@ -5,8 +5,9 @@
 
 These are the commands `l2ljax train` and `l2ljax compare`; table, figure and card are kept in
 `results/`. On digits the task's recipe is all. On MNIST a second run begins where it ends and
-backpropagates through whole episodes: segments of 20 steps learn fast but greedily, and stop at .32. Final loss: the mean of the losses after the last 10 of 100 updates,
-mean over 64 fresh problems, on images that meta-training never saw.
+backpropagates through whole episodes: segments of 20 steps learn fast but greedily, and stop
+at .32. Final loss: the mean of the losses after the last 10 of 100 updates, mean over 64 fresh
+problems, on images that meta-training never saw.
 """
 
 import argparse
@@ -18,7 +19,6 @@ import time
 import _report
 
 from l2ljax.cli import main as l2ljax_command
-
 
 WHOLE_EPISODES = ("--truncation", "100", "--steps", "400", "--meta-rate", "0.003")
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from l2ljax import _checks
 from l2ljax.evaluate import Comparison
@@ -67,13 +68,11 @@ def curves(
         if band is not None:
             low, high = _band(losses, statistic, band)
             ax.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
-    ax.set_yscale("log")
+    _logarithmic(ax)
     if log_steps:
         ax.set_xscale("log")
     ax.set_xlabel("step")
     ax.set_ylabel(f"loss, {statistic} over {len(losses)} problems")
-    ax.grid(alpha=0.25, which="both", linewidth=0.5)
-    ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     return ax
 
@@ -102,10 +101,8 @@ def history(result_history: Mapping[str, np.ndarray], *, ax: Axes | None = None)
     if "validation" in result_history:
         steps, scores = result_history["validation_step"], result_history["validation"]
         ax.plot(steps, scores, color=_COLORS[5], marker="o", label="validation: final loss")
-    ax.set_yscale("log")
+    _logarithmic(ax)
     ax.set_xlabel("meta-step")
-    ax.grid(alpha=0.25, which="both", linewidth=0.5)
-    ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     return ax
 
@@ -142,6 +139,16 @@ def _losses(name: str, losses: np.ndarray) -> np.ndarray:
             f"results[{name!r}] must have shape (problems, steps + 1), got {losses.shape}"
         )
     return np.where(np.isfinite(losses), losses, np.inf)
+
+
+def _logarithmic(ax: Axes) -> None:
+    """Losses on a logarithmic axis with plain numbers, on a quiet grid."""
+    ax.set_yscale("log")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter("")
+    ax.grid(alpha=0.25, which="both", linewidth=0.5)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _label(name: str, results: Comparison | Mapping[str, np.ndarray]) -> str:

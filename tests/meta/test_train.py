@@ -104,6 +104,15 @@ def test_make_step_is_the_step_of_train():
     assert_identical(state, result.state)
 
 
+def test_training_begins_with_the_phi_that_is_given():
+    phi = jax.tree.map(lambda leaf: leaf + 1, OPT.init(KEY))
+    _, state = make_step(OPT, TASK, key=KEY, estimator=ESTIMATOR, phi=phi)
+    jax.tree.map(np.testing.assert_array_equal, state.phi, phi)
+    still = optax.set_to_zero()
+    result = train(OPT, TASK, key=KEY, steps=1, estimator=ESTIMATOR, meta_optimizer=still, phi=phi)
+    jax.tree.map(np.testing.assert_array_equal, result.phi, phi)
+
+
 def test_history_has_one_row_a_meta_step():
     history = meta_train(steps=7).history
     assert sorted(history) == [
