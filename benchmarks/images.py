@@ -20,7 +20,7 @@ import _report
 
 from l2ljax.cli import main as l2ljax_command
 
-WHOLE_EPISODES = ("--truncation", "100", "--steps", "400", "--meta-rate", "0.003")
+WHOLE_EPISODES = ("--truncation", "100", "--steps", "200", "--meta-rate", "0.001")
 
 
 def run(*words: str) -> None:
