@@ -29,11 +29,14 @@ def run(*words: str) -> None:
         raise SystemExit(status)
 
 
-def train(folder: pathlib.Path, *words: str) -> None:
-    """Meta-trains into a folder, goes on there, or finds it finished."""
-    if not (folder / "card.json").exists():
-        begun = (folder / "run.json").exists()
-        run("train", "--out", str(folder), *(["--resume"] if begun else words))
+def train(folder: pathlib.Path, *words: str) -> float | None:
+    """Meta-trains into a folder; the seconds, or None if it was begun or finished before."""
+    if (folder / "card.json").exists():
+        return None
+    begun = (folder / "run.json").exists()
+    start = time.perf_counter()
+    run("train", "--out", str(folder), *(["--resume"] if begun else words))
+    return None if begun else time.perf_counter() - start
 
 
 def main() -> None:
@@ -45,23 +48,23 @@ def main() -> None:
     folder = arguments.out or pathlib.Path("runs") / arguments.task
     data = [] if arguments.data_dir is None else ["--data-dir", arguments.data_dir]
 
-    start = time.perf_counter()
+    seconds = {}
     if arguments.task == "mnist":
         first = folder.with_name(f"{folder.name}-first")
-        train(first, "--task", arguments.task, *data)
-        train(folder, "--task", arguments.task, *data, "--start", str(first), *WHOLE_EPISODES)
+        seconds["first part"] = train(first, "--task", arguments.task, *data)
+        words = ["--task", arguments.task, *data, "--start", str(first), *WHOLE_EPISODES]
+        seconds["second part"] = train(folder, *words)
     else:
-        train(folder, "--task", arguments.task)
-    trained = time.perf_counter()
+        seconds["training"] = train(folder, "--task", arguments.task)
+    start = time.perf_counter()
     run("compare", "--task", arguments.task, "--weights", f"LSTM={folder}", *data, "--force")
-    compared = time.perf_counter()
+    seconds["tuning and comparison"] = time.perf_counter() - start
 
     results = _report.RESULTS / arguments.task
     results.mkdir(parents=True, exist_ok=True)
     for name in ("curves.png", "card.json"):
         shutil.copy(folder / name, results / name)
     table = json.loads((folder / "comparison.json").read_text())
-    seconds = {"training": trained - start, "tuning and comparison": compared - trained}
     path = _report.write(f"{arguments.task}/comparison.json", {"seconds": seconds, **table})
     print(path)
 
