@@ -144,7 +144,7 @@ def _losses(name: str, losses: np.ndarray) -> np.ndarray:
 def _logarithmic(ax: Axes) -> None:
     """Losses on a logarithmic axis with plain numbers, on a quiet grid."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("")
     ax.grid(alpha=0.25, which="both", linewidth=0.5)

@@ -82,7 +82,7 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "quadratic": Recipe(steps=7500, batch=128, power=0.0),
+    "quadratic": Recipe(steps=6500, batch=128, power=0.0),
     "digits": Recipe(steps=1200, batch=4),
     "mnist": Recipe(steps=1000, batch=1),
 }
