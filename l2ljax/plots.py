@@ -60,7 +60,10 @@ def curves(
         if isinstance(results, Comparison) and name == results.reference:
             look: dict[str, Any] = {"color": "black", "linewidth": 2.2, "zorder": 3}
         else:
-            look = {"color": _COLORS[rivals % len(_COLORS)], "linestyle": _STYLES[(rivals + rivals // 7) % 7]}
+            look = {
+                "color": _COLORS[rivals % len(_COLORS)],
+                "linestyle": _STYLES[(rivals + rivals // 7) % 7],
+            }
             rivals += 1
         steps = np.arange(losses.shape[1])
         centre = _STATISTICS[statistic](losses, axis=0)
