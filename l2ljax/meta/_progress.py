@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float, Int
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from l2ljax.core import Phi
 
