@@ -73,7 +73,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".{HISTORY}"
         with temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **history)
+            np.savez_compressed(file, **history)  # type: ignore[arg-type]
         temporary.replace(self.folder / HISTORY)
         checkpoint.save_state(self.folder / CHECKPOINTS, int(state.step), state)
 

@@ -144,7 +144,8 @@ def test_an_exception_in_a_callback_ends_the_run():
         meta_train(callbacks=[stop])
 
 
-def test_a_bar_shows_step_loss_and_validation(capsys):
+def test_a_bar_shows_step_loss_and_validation(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     meta_train(progress=True)
     bar = capsys.readouterr().err
     assert "meta-training: 100%" in bar and "9/9" in bar
