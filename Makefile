@@ -15,7 +15,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?= -n 2
 BENCH ?=
 BENCH_ARGS ?=
-BENCHMARKS = $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/*.py))
+BENCHMARKS = $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py))
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL = help

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 import l2ljax as l2l
+from l2ljax import plots
 from l2ljax.cli import main as l2ljax_command
 
 PAPERS = ("SGD", "RMSprop", "Adam", "Nesterov")
@@ -85,8 +86,6 @@ def main() -> None:
         **comparison.to_dict(),
     }
     print(_report.write("quadratics/comparison.json", content))
-    from l2ljax import plots
-
     axes = plots.curves(comparison, band=None)
     axes.set_title("quadratics of 10 coordinates, 1,024 fresh functions")
     plots.save(axes, _report.RESULTS / "quadratics" / "curves.png")
