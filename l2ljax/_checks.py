@@ -70,11 +70,20 @@ def choice(name: str, value: Any, options: Iterable[Any]) -> None:
 
 def floating_leaves(name: str, tree: Any) -> None:
     """Requires real floating-point leaves; shapes and dtypes are enough."""
+    _leaves(name, tree, jax.numpy.floating, "real floating-point")
+
+
+def inexact_leaves(name: str, tree: Any) -> None:
+    """Requires real or complex floating-point leaves; shapes and dtypes are enough."""
+    _leaves(name, tree, jax.numpy.inexact, "floating-point")
+
+
+def _leaves(name: str, tree: Any, kind: Any, expected: str) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         dtype = jax.dtypes.result_type(leaf)
-        if not jax.numpy.issubdtype(dtype, jax.numpy.floating):
+        if not jax.numpy.issubdtype(dtype, kind):
             place = jax.tree_util.keystr(path) or "(the only leaf)"
             raise ValueError(
-                f"{name} must have floating-point leaves, got {dtype} at {place}; "
+                f"{name} must have {expected} leaves, got {dtype} at {place}; "
                 "optax.masked or optax.partition leave such leaves out"
             )

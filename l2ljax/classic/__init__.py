@@ -9,7 +9,10 @@ one stands still in bfloat16; updates keep the dtypes of the gradients. For the 
 rounds a decay of 0.999 to 1 otherwise.
 """
 
-from l2ljax.classic._adam import AdamState, adam
+from l2ljax.classic._adadelta import AdadeltaState, adadelta, scale_by_adadelta
+from l2ljax.classic._adagrad import AdagradState, adagrad, scale_by_adagrad
+from l2ljax.classic._adam import AdamState, adam, scale_by_adam
+from l2ljax.classic._amsgrad import AmsgradState, amsgrad, scale_by_amsgrad
 from l2ljax.classic._gradient_descent import GradientDescentState, gradient_descent
 from l2ljax.classic._momentum import (
     MomentumState,
@@ -17,19 +20,42 @@ from l2ljax.classic._momentum import (
     momentum,
     nesterov,
     nesterov_iterate,
+    scale_by_momentum,
+    scale_by_nesterov,
 )
-from l2ljax.classic._rmsprop import RMSPropState, rmsprop
+from l2ljax.classic._rmsprop import RMSPropState, rmsprop, scale_by_rmsprop
+from l2ljax.classic._schedules import exp_range, snapshot_cosine, triangular, triangular2
+from l2ljax.classic._weight_decay import adam_l2, adamw
 
 __all__ = [
+    "AdadeltaState",
+    "AdagradState",
     "AdamState",
+    "AmsgradState",
     "GradientDescentState",
     "MomentumState",
     "NesterovState",
     "RMSPropState",
+    "adadelta",
+    "adagrad",
     "adam",
+    "adam_l2",
+    "adamw",
+    "amsgrad",
+    "exp_range",
     "gradient_descent",
     "momentum",
     "nesterov",
     "nesterov_iterate",
     "rmsprop",
+    "scale_by_adadelta",
+    "scale_by_adagrad",
+    "scale_by_adam",
+    "scale_by_amsgrad",
+    "scale_by_momentum",
+    "scale_by_nesterov",
+    "scale_by_rmsprop",
+    "snapshot_cosine",
+    "triangular",
+    "triangular2",
 ]

@@ -1,34 +1,42 @@
 """Adam: momentum in units of each coordinate's recent gradients (Kingma and Ba, 2015)."""
 
-from typing import Literal, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from l2ljax import _checks
 from l2ljax.classic._common import (
     Count,
     Hyperparameter,
+    Leaf,
     LearningRate,
-    Updates,
     accumulator,
-    first_count,
-    leafwise,
-    rate_at,
+    elementwise,
+    require_accumulator_dtype,
+    require_rate,
     require_scalars,
     root_with_eps,
+    square,
+    step,
 )
 from l2ljax.core import Params
 
+BiasCorrection: TypeAlias = bool | Literal["rate"]
+
 
 class AdamState(NamedTuple):
-    """The state of `adam`.
+    """The state of `adam`, `adamw` and `adam_l2`.
 
     Attributes:
-        count: updates made so far, int32[].
-        mean: $m$, a tree like the params, same shapes, float32 or wider.
-        mean_square: $v$, likewise.
+        count: updates made so far, int32[]; None without bias correction, if no rate is a
+            schedule.
+        mean: $m$, a tree like the params, same shapes.
+        mean_square: $v$, a tree like the params, same shapes, real.
     """
 
     count: Count  # type: ignore[assignment]
@@ -42,7 +50,8 @@ def adam(
     b2: Hyperparameter = 0.999,
     eps: Hyperparameter = 1e-8,
     eps_in_sqrt: bool = False,
-    bias_correction: bool | Literal["rate"] = True,
+    bias_correction: BiasCorrection = True,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformation:
     r"""Adam: the mean gradient over the root of the mean squared gradient.
 
@@ -63,9 +72,12 @@ def adam(
             the rate instead, $\eta_t \sqrt{1-\beta_2^t} / (1-\beta_1^t)$, the paper's efficient
             order of computation, in which $\epsilon$ is relative to the uncorrected
             $\sqrt{v_t}$. Default True.
+        accumulator_dtype: the real dtype of both averages; default: the params' own, float32 where
+            that is narrower.
 
     Returns:
-        A transformation; updates keep the shapes and dtypes of the gradients.
+        A transformation; updates keep the shapes and dtypes of the gradients. Of complex
+        gradients, $|g|^2$ is averaged.
 
     Raises:
         ValueError: a hyperparameter is out of its range or not a scalar; `bias_correction` is none
@@ -87,38 +99,120 @@ def adam(
     0.0339 0.0339
     -0.3359 -0.3359
     """
-    _checks.non_negative("learning_rate", learning_rate)
+    require_rate(learning_rate)
+    return adam_with(learning_rate, b1, b2, eps, eps_in_sqrt, bias_correction, accumulator_dtype)
+
+
+def scale_by_adam(
+    b1: Hyperparameter = 0.9,
+    b2: Hyperparameter = 0.999,
+    eps: Hyperparameter = 1e-8,
+    eps_in_sqrt: bool = False,
+    bias_correction: BiasCorrection = True,
+    accumulator_dtype: DTypeLike | None = None,
+) -> optax.GradientTransformation:
+    """The direction of `adam`, to be chained with a rate.
+
+    Args:
+        b1: as in `adam`.
+        b2: as in `adam`.
+        eps: as in `adam`.
+        eps_in_sqrt: as in `adam`.
+        bias_correction: as in `adam`.
+        accumulator_dtype: as in `adam`.
+
+    Returns:
+        A transformation from gradients to directions; it does not change their sign.
+
+    Raises:
+        ValueError: as in `adam`.
+
+    >>> tx = scale_by_adam()
+    >>> state = tx.init(jnp.array(0.0))
+    >>> for g in (5.0, 5.0, -5.0, -5.0):
+    ...     updates, state = tx.update(jnp.array(g), state)
+    ...     print(f"{updates:.4f}", end=" ")
+    1.0000 1.0000 0.2620 -0.1050
+    """
+    return adam_with(None, b1, b2, eps, eps_in_sqrt, bias_correction, accumulator_dtype)
+
+
+def adam_with(
+    learning_rate: LearningRate | None,
+    b1: Hyperparameter,
+    b2: Hyperparameter,
+    eps: Hyperparameter,
+    eps_in_sqrt: bool,
+    bias_correction: BiasCorrection,
+    accumulator_dtype: DTypeLike | None,
+    *,
+    penalty: dict[str, LearningRate] | None = None,
+    read: Callable[[Params | None], Params] | None = None,
+) -> optax.GradientTransformation:
+    """Adam, perhaps with a penalty on the params that `read` gives.
+
+    Args:
+        learning_rate: as in `adam`; None for the direction alone.
+        b1: as in `adam`.
+        b2: as in `adam`.
+        eps: as in `adam`.
+        eps_in_sqrt: as in `adam`.
+        bias_correction: as in `adam`.
+        accumulator_dtype: as in `adam`.
+        penalty: one number or schedule by the name of what it multiplies the params for:
+            `in_gradient`, `in_direction` or `in_step`.
+        read: as in `elementwise`.
+
+    Returns:
+        A transformation with an `AdamState`.
+    """
     _checks.fraction("b1", b1)
     _checks.fraction("b2", b2)
     _checks.positive("eps", eps)
     _checks.choice("eps_in_sqrt", eps_in_sqrt, (True, False))
     _checks.choice("bias_correction", bias_correction, (True, False, "rate"))
-    require_scalars(learning_rate=learning_rate, b1=b1, b2=b2, eps=eps)
+    require_scalars(b1=b1, b2=b2, eps=eps)
+    require_accumulator_dtype(accumulator_dtype)
 
     def rule(
-        g: Array, m: Array, v: Array, t: Array, rate: Array, b1: Array, b2: Array, eps: Array
-    ) -> tuple[Array, ...]:
-        m = b1 * m + (1 - b1) * g
-        v = b2 * v + (1 - b2) * g**2
-        m_hat, v_hat = m, v
-        if bias_correction == "rate":
-            rate = rate * jnp.sqrt(1 - b2**t) / (1 - b1**t)
-        elif bias_correction:
-            m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)
-        return -rate * m_hat / root_with_eps(v_hat, eps, inside=eps_in_sqrt), m, v
+        rate: Any,
+        b1: Array,
+        b2: Array,
+        eps: Array,
+        t: Any = None,
+        in_gradient: Any = None,
+        in_direction: Any = None,
+        in_step: Any = None,
+    ) -> Leaf:
+        if t is not None:
+            first, second = 1 - b1**t, 1 - b2**t
+        factor = jnp.sqrt(second) / first if bias_correction == "rate" else None
 
-    def init(params: Params) -> AdamState:
-        return AdamState(first_count(), accumulator(params), accumulator(params))
+        def leaf(g: Array, m: Array, v: Array, w: Any = None) -> tuple[Array, ...]:
+            if in_gradient is not None:
+                g = g + in_gradient * w
+            m = b1 * m + (1 - b1) * g
+            v = b2 * v + (1 - b2) * square(g)
+            m_hat, v_hat = (m / first, v / second) if bias_correction is True else (m, v)
+            direction = m_hat / root_with_eps(v_hat, eps, inside=eps_in_sqrt)
+            if factor is not None:
+                direction = factor * direction
+            if in_direction is not None:
+                direction = direction + in_direction * w
+            update = step(rate, direction)
+            if in_step is not None:
+                update = update - in_step * w
+            return update, m, v
 
-    def update(
-        updates: Updates, state: AdamState, params: Params | None = None
-    ) -> tuple[Updates, AdamState]:
-        del params
-        rate = rate_at(learning_rate, state.count)
-        t = optax.safe_increment(state.count)
-        updates, mean, mean_square = leafwise(
-            rule, updates, state.mean, state.mean_square, t=t, rate=rate, b1=b1, b2=b2, eps=eps
-        )
-        return updates, AdamState(t, mean, mean_square)
+        return leaf
 
-    return optax.GradientTransformation(init, update)
+    first = functools.partial(accumulator, dtype=accumulator_dtype)
+    return elementwise(
+        AdamState,
+        rule,
+        [first, functools.partial(first, real=True)],
+        learning_rate,
+        {"b1": b1, "b2": b2, "eps": eps, **(penalty or {})},
+        numbered=bias_correction is not False,
+        read=read,
+    )

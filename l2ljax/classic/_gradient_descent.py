@@ -9,42 +9,53 @@ from l2ljax import _checks
 from l2ljax.classic._common import (
     Count,
     LearningRate,
+    Leaf,
     Updates,
     first_count,
     leafwise,
+    next_count,
     rate_at,
-    require_scalars,
+    require_rate,
+    step,
 )
+from l2ljax.classic._line_search import LineSearch, descend
 from l2ljax.core import Params
 
 
 class GradientDescentState(NamedTuple):
-    """The state of gradient descent.
+    """The state of gradient descent without a line search.
 
     Attributes:
-        count: updates made so far, int32[].
+        count: updates made so far, int32[]; None unless the learning rate is a schedule.
     """
 
     count: Count  # type: ignore[assignment]
 
 
-def gradient_descent(learning_rate: LearningRate) -> optax.GradientTransformation:
+def gradient_descent(
+    learning_rate: LearningRate, line_search: LineSearch = None
+) -> optax.GradientTransformation:
     r"""Gradient descent.
 
-    $$w_t = w_{t-1} - \eta_t g_t$$
+    $$w_t = w_{t-1} - \alpha_t \eta_t g_t$$
 
-    Stochastic and mini-batch descent are the same rule; they differ in the sample that $g_t$, the
-    mean gradient, is taken over.
+    where $\alpha_t$ is 1, or what a line search finds. Stochastic and mini-batch descent are the
+    same rule; they differ in the sample that $g_t$, the mean gradient, is taken over.
 
     Args:
-        learning_rate: $\eta \ge 0$, a scalar, or a schedule whose count starts at 0.
+        learning_rate: $\eta \ge 0$, a scalar, or a schedule whose count starts at 0. With a line
+            search it scales the direction that is searched.
+        line_search: `"strong_wolfe"`, `"backtracking"`, one of optax, or None (the default): see
+            `bfgs`. A search begins at the step size that the last one found; `"backtracking"` at
+            twice that.
 
     Returns:
-        A transformation; updates keep the shapes and dtypes of the gradients.
+        A transformation; updates keep the shapes and dtypes of the gradients. With a line search
+        its update needs `value`, `grad` and `value_fn`.
 
     Raises:
-        ValueError: the rate is negative, not finite or not a scalar; a leaf of the params is not
-            floating-point.
+        ValueError: the rate is negative, not finite or not a scalar; `line_search` is none of
+            those; a leaf of the params is not floating-point, or complex with a line search.
 
     Reference:
         Cauchy, *Méthode générale pour la résolution des systèmes d'équations simultanées*, 1847;
@@ -61,21 +72,25 @@ def gradient_descent(learning_rate: LearningRate) -> optax.GradientTransformatio
     ...     print(f"{x:.4f}", end=" ")
     0.5000 0.2500 0.1250 0.0625
     """
-    _checks.non_negative("learning_rate", learning_rate)
-    require_scalars(learning_rate=learning_rate)
+    if line_search is not None:
+        return descend(
+            "gradient_descent", optax.identity(), learning_rate, line_search, keep=True
+        )
+    require_rate(learning_rate)
 
-    def rule(g: Array, rate: Array) -> tuple[Array, ...]:
-        return (-rate * g,)
+    def rule(rate: Array) -> Leaf:
+        return lambda g: (step(rate, g),)
 
     def init(params: Params) -> GradientDescentState:
-        _checks.floating_leaves("params", params)
-        return GradientDescentState(first_count())
+        _checks.inexact_leaves("params", params)
+        return GradientDescentState(first_count(callable(learning_rate)))
 
     def update(
         updates: Updates, state: GradientDescentState, params: Params | None = None
     ) -> tuple[Updates, GradientDescentState]:
         del params
-        (updates,) = leafwise(rule, updates, rate=rate_at(learning_rate, state.count))
-        return updates, GradientDescentState(optax.safe_increment(state.count))
+        rate = rate_at(learning_rate, state.count)
+        (updates,) = leafwise(rule, {"rate": rate}, updates)
+        return updates, GradientDescentState(next_count(state.count))
 
     return optax.GradientTransformation(init, update)

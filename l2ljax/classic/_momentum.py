@@ -1,22 +1,25 @@
 """Momentum: a velocity that remembers past gradients (Polyak, 1964; Nesterov, 1983)."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from l2ljax import _checks
 from l2ljax.classic._common import (
     Count,
     Hyperparameter,
+    Leaf,
     LearningRate,
-    Updates,
     accumulator,
-    first_count,
-    leafwise,
-    rate_at,
+    elementwise,
+    require_accumulator_dtype,
+    require_rate,
     require_scalars,
+    step,
 )
 from l2ljax.core import Params
 
@@ -25,8 +28,8 @@ class MomentumState(NamedTuple):
     """The state of `momentum`.
 
     Attributes:
-        count: updates made so far, int32[].
-        velocity: $h$, a tree like the params, same shapes, float32 or wider.
+        count: updates made so far, int32[]; None if the rate is no schedule.
+        velocity: $h$, a tree like the params, same shapes.
     """
 
     count: Count  # type: ignore[assignment]
@@ -37,9 +40,9 @@ class NesterovState(NamedTuple):
     r"""The state of `nesterov`.
 
     Attributes:
-        count: updates made so far, int32[].
+        count: updates made so far, int32[]; None if the rate is no schedule.
         lookahead: $\alpha h$, how far the params are ahead of the iterate; a tree like the params,
-            same shapes, float32 or wider.
+            same shapes.
     """
 
     count: Count  # type: ignore[assignment]
@@ -47,22 +50,31 @@ class NesterovState(NamedTuple):
 
 
 def momentum(
-    learning_rate: LearningRate, decay: Hyperparameter = 0.9
+    learning_rate: LearningRate,
+    decay: Hyperparameter = 0.9,
+    rate_inside: bool = True,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformation:
     r"""Heavy ball: a velocity that loses the fraction $1 - \alpha$ of itself in every step.
 
     $$h_t = \alpha h_{t-1} + \eta_t g_t, \qquad w_t = w_{t-1} - h_t$$
 
     The rate stands inside the velocity: under a schedule, a step taken at a high rate keeps
-    rolling with it. `optax.sgd` and torch have the rate outside; the two forms are equal at a
-    constant rate only.
+    rolling with it. `rate_inside=False` is the form of `optax.sgd` and of torch,
+
+    $$h_t = \alpha h_{t-1} + g_t, \qquad w_t = w_{t-1} - \eta_t h_t$$
+
+    and the two are equal at a constant rate only.
 
     Args:
         learning_rate: $\eta \ge 0$, a scalar, or a schedule whose count starts at 0.
         decay: $\alpha$ in [0, 1), a scalar; 0 is gradient descent. Default 0.9.
+        rate_inside: whether the rate stands inside the velocity. Default True.
+        accumulator_dtype: the real dtype of the velocity; default: the params' own, float32 where
+            that is narrower.
 
     Returns:
-        A transformation; updates keep the shapes and dtypes of the gradients.
+        A transformation; updates keep the shapes and dtypes of the gradients, real or complex.
 
     Raises:
         ValueError: a hyperparameter is out of its range or not a scalar; a leaf of the params is
@@ -84,30 +96,62 @@ def momentum(
     ...     print(f"{x:.4f}", end=" ")
     0.5000 0.0000 -0.2500 -0.2500
     """
-    _checks.non_negative("learning_rate", learning_rate)
+    require_rate(learning_rate)
+    return _momentum(learning_rate, decay, rate_inside, accumulator_dtype)
+
+
+def scale_by_momentum(
+    decay: Hyperparameter = 0.9, accumulator_dtype: DTypeLike | None = None
+) -> optax.GradientTransformation:
+    """The velocity of `momentum` alone, to be chained with a rate.
+
+    Args:
+        decay: as in `momentum`.
+        accumulator_dtype: as in `momentum`.
+
+    Returns:
+        A transformation from gradients to velocities; it does not change their sign.
+
+    Raises:
+        ValueError: as in `momentum`.
+
+    >>> import jax.numpy as jnp
+    >>> tx, g = scale_by_momentum(decay=0.5), jnp.array(1.0)
+    >>> state = tx.init(g)
+    >>> for _ in range(4):
+    ...     updates, state = tx.update(g, state)
+    ...     print(f"{updates:.4f}", end=" ")
+    1.0000 1.5000 1.7500 1.8750
+    """
+    return _momentum(None, decay, False, accumulator_dtype)
+
+
+def _momentum(
+    learning_rate: LearningRate | None,
+    decay: Hyperparameter,
+    rate_inside: bool,
+    accumulator_dtype: DTypeLike | None,
+) -> optax.GradientTransformation:
     _checks.fraction("decay", decay)
-    require_scalars(learning_rate=learning_rate, decay=decay)
+    _checks.choice("rate_inside", rate_inside, (True, False))
+    require_scalars(decay=decay)
+    require_accumulator_dtype(accumulator_dtype)
 
-    def rule(g: Array, h: Array, rate: Array, decay: Array) -> tuple[Array, ...]:
-        h = decay * h + rate * g
-        return -h, h
+    def rule(rate: Any, decay: Array) -> Leaf:
+        def leaf(g: Array, h: Array) -> tuple[Array, ...]:
+            h = decay * h + (rate * g if rate_inside else g)
+            return -h if rate_inside else step(rate, h), h
 
-    def init(params: Params) -> MomentumState:
-        return MomentumState(first_count(), accumulator(params))
+        return leaf
 
-    def update(
-        updates: Updates, state: MomentumState, params: Params | None = None
-    ) -> tuple[Updates, MomentumState]:
-        del params
-        rate = rate_at(learning_rate, state.count)
-        updates, velocity = leafwise(rule, updates, state.velocity, rate=rate, decay=decay)
-        return updates, MomentumState(optax.safe_increment(state.count), velocity)
-
-    return optax.GradientTransformation(init, update)
+    first = functools.partial(accumulator, dtype=accumulator_dtype)
+    return elementwise(MomentumState, rule, [first], learning_rate, {"decay": decay})
 
 
 def nesterov(
-    learning_rate: LearningRate, decay: Hyperparameter = 0.9
+    learning_rate: LearningRate,
+    decay: Hyperparameter = 0.9,
+    accumulator_dtype: DTypeLike | None = None,
 ) -> optax.GradientTransformation:
     r"""Nesterov's momentum: the gradient is taken where the velocity is about to lead.
 
@@ -118,14 +162,18 @@ def nesterov(
 
     $$y_t = y_{t-1} - \eta_t\, g(y_{t-1}) - \alpha h_t$$
 
-    `nesterov_iterate` gives $w_t$ back. Both start at the same point, for $h_0 = 0$.
+    `nesterov_iterate` gives $w_t$ back. Both start at the same point, for $h_0 = 0$. As in
+    `momentum`, the rate stands inside the velocity; the form of `optax.sgd(nesterov=True)` and of
+    torch, which differs under a schedule, is `scale_by_nesterov` followed by the rate.
 
     Args:
         learning_rate: $\eta \ge 0$, a scalar, or a schedule whose count starts at 0.
         decay: $\alpha$ in [0, 1), a scalar; 0 is gradient descent. Default 0.9.
+        accumulator_dtype: the real dtype of the velocity; default: the params' own, float32 where
+            that is narrower.
 
     Returns:
-        A transformation; updates keep the shapes and dtypes of the gradients.
+        A transformation; updates keep the shapes and dtypes of the gradients, real or complex.
 
     Raises:
         ValueError: a hyperparameter is out of its range or not a scalar; a leaf of the params is
@@ -148,27 +196,57 @@ def nesterov(
     ...     print(f"{y:.4f}", end=" ")
     0.2500 -0.0625 -0.1094 -0.0664
     """
-    _checks.non_negative("learning_rate", learning_rate)
+    require_rate(learning_rate)
+    return _nesterov(learning_rate, decay, accumulator_dtype)
+
+
+def scale_by_nesterov(
+    decay: Hyperparameter = 0.9, accumulator_dtype: DTypeLike | None = None
+) -> optax.GradientTransformation:
+    r"""The direction $g_t + \alpha h_t$ of `nesterov`, $h_t = \alpha h_{t-1} + g_t$.
+
+    Args:
+        decay: as in `nesterov`.
+        accumulator_dtype: as in `nesterov`.
+
+    Returns:
+        A transformation from gradients to directions; it does not change their sign.
+
+    Raises:
+        ValueError: as in `nesterov`.
+
+    >>> import jax.numpy as jnp
+    >>> tx, g = scale_by_nesterov(decay=0.5), jnp.array(1.0)
+    >>> state = tx.init(g)
+    >>> for _ in range(4):
+    ...     updates, state = tx.update(g, state)
+    ...     print(f"{updates:.4f}", end=" ")
+    1.5000 1.7500 1.8750 1.9375
+    """
+    return _nesterov(None, decay, accumulator_dtype)
+
+
+def _nesterov(
+    learning_rate: LearningRate | None,
+    decay: Hyperparameter,
+    accumulator_dtype: DTypeLike | None,
+) -> optax.GradientTransformation:
     _checks.fraction("decay", decay)
-    require_scalars(learning_rate=learning_rate, decay=decay)
+    require_scalars(decay=decay)
+    require_accumulator_dtype(accumulator_dtype)
 
-    def rule(g: Array, lookahead: Array, rate: Array, decay: Array) -> tuple[Array, ...]:
-        h = lookahead + rate * g
-        lookahead = decay * h
-        return -(rate * g + lookahead), lookahead
+    def rule(rate: Any, decay: Array) -> Leaf:
+        def leaf(g: Array, lookahead: Array) -> tuple[Array, ...]:
+            if rate is None:
+                lookahead = decay * (lookahead + g)
+                return g + lookahead, lookahead
+            lookahead = decay * (lookahead + rate * g)
+            return -(rate * g + lookahead), lookahead
 
-    def init(params: Params) -> NesterovState:
-        return NesterovState(first_count(), accumulator(params))
+        return leaf
 
-    def update(
-        updates: Updates, state: NesterovState, params: Params | None = None
-    ) -> tuple[Updates, NesterovState]:
-        del params
-        rate = rate_at(learning_rate, state.count)
-        updates, lookahead = leafwise(rule, updates, state.lookahead, rate=rate, decay=decay)
-        return updates, NesterovState(optax.safe_increment(state.count), lookahead)
-
-    return optax.GradientTransformation(init, update)
+    first = functools.partial(accumulator, dtype=accumulator_dtype)
+    return elementwise(NesterovState, rule, [first], learning_rate, {"decay": decay})
 
 
 def nesterov_iterate(params: Params, state: NesterovState) -> Params:
