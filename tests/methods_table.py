@@ -26,6 +26,9 @@ class Method:
             `learning_rate` may also be a schedule.
         twin: takes a rate, and gives what optax has for the same formula.
         twin_takes_schedules: whether the twin is equal at a rate that changes, too.
+        part: takes the hyperparameters but the rate, and gives the direction alone.
+        static: arguments that `optax.inject_hyperparams` must leave as they are.
+        real: whether complex params are refused.
     """
 
     name: str
@@ -34,15 +37,25 @@ class Method:
     hyperparameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
     twin: Callable[[optax.ScalarOrSchedule], optax.GradientTransformation] | None = None
     twin_takes_schedules: bool = True
+    part: Callable[..., optax.GradientTransformation] | None = None
+    static: tuple[str, ...] = ()
+    real: bool = False
 
     def __str__(self) -> str:
         return self.name
 
 
-def _row(name, factory, *, options=None, twin=None, twin_takes_schedules=True, **hyperparameters):
-    factory = functools.partial(factory, **(options or {}))
-    make = functools.partial(factory, **hyperparameters)
-    return Method(name, make, factory, hyperparameters, twin, twin_takes_schedules)
+def _row(name, factory, *, options=None, part=None, hyperparameters=None, **fields):
+    options = options or {}
+    factory = functools.partial(factory, **options)
+    return Method(
+        name,
+        functools.partial(factory, **hyperparameters),
+        factory,
+        hyperparameters,
+        part=part and functools.partial(part, **options),
+        **fields,
+    )
 
 
 def _learned(name, opt):
@@ -52,86 +65,194 @@ def _learned(name, opt):
         with jax.ensure_compile_time_eval():
             return jax.jit(opt.init)(jax.random.key(0))
 
-    return Method(name, lambda: opt.bind(phi()))
+    return Method(name, lambda: opt.bind(phi()), real=True)
 
 
-METHODS = [
+def matrices(params):
+    """Which params have more than one axis: those that usually decay."""
+    return jax.tree.map(lambda w: w.ndim > 1, params)
+
+
+ADAM = {"learning_rate": 0.01, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
+RMSPROP = {"learning_rate": 0.01, "decay": 0.9, "eps": 1e-8}
+
+FIRST_ORDER = [
     _row(
         "gradient_descent",
         classic.gradient_descent,
-        learning_rate=0.1,
+        hyperparameters={"learning_rate": 0.1},
         twin=optax.sgd,
     ),
     _row(
         "momentum",
         classic.momentum,
-        learning_rate=0.1,
-        decay=0.9,
+        hyperparameters={"learning_rate": 0.1, "decay": 0.9},
         twin=lambda rate: optax.sgd(rate, momentum=0.9),
         twin_takes_schedules=False,
     ),
     _row(
+        "momentum_rate_outside",
+        classic.momentum,
+        options={"rate_inside": False},
+        hyperparameters={"learning_rate": 0.1, "decay": 0.9},
+        twin=lambda rate: optax.sgd(rate, momentum=0.9),
+        part=lambda rate_inside, **rest: classic.scale_by_momentum(**rest),
+    ),
+    _row(
         "nesterov",
         classic.nesterov,
-        learning_rate=0.1,
-        decay=0.9,
+        hyperparameters={"learning_rate": 0.1, "decay": 0.9},
         twin=lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True),
         twin_takes_schedules=False,
+        part=classic.scale_by_nesterov,
+    ),
+    _row(
+        "nesterov_rate_outside",
+        lambda learning_rate, decay: optax.chain(
+            classic.scale_by_nesterov(decay), optax.scale_by_learning_rate(learning_rate)
+        ),
+        hyperparameters={"learning_rate": 0.1, "decay": 0.9},
+        twin=lambda rate: optax.sgd(rate, momentum=0.9, nesterov=True),
+    ),
+]
+
+ADAPTIVE = [
+    _row(
+        "adagrad",
+        classic.adagrad,
+        hyperparameters={"learning_rate": 0.1, "eps": 1e-6},
+        twin=lambda rate: optax.adagrad(rate, initial_accumulator_value=0.0, eps=1e-6),
+        part=classic.scale_by_adagrad,
+    ),
+    _row(
+        "adagrad_from_a_tenth",
+        classic.adagrad,
+        hyperparameters={"learning_rate": 0.1, "eps": 1e-7, "initial_accumulator_value": 0.1},
+        twin=optax.adagrad,
+        part=classic.scale_by_adagrad,
+    ),
+    _row(
+        "adagrad_eps_outside",
+        classic.adagrad,
+        options={"eps_in_sqrt": False},
+        hyperparameters={"learning_rate": 0.1, "eps": 1e-6},
+        part=classic.scale_by_adagrad,
     ),
     _row(
         "rmsprop",
         classic.rmsprop,
-        learning_rate=0.01,
-        decay=0.9,
-        eps=1e-8,
+        hyperparameters=RMSPROP,
         twin=lambda rate: optax.rmsprop(rate, decay=0.9, eps=1e-8, eps_in_sqrt=True),
+        part=classic.scale_by_rmsprop,
     ),
     _row(
         "rmsprop_eps_outside",
         classic.rmsprop,
         options={"eps_in_sqrt": False},
-        learning_rate=0.01,
-        decay=0.99,
-        eps=1e-8,
+        hyperparameters={**RMSPROP, "decay": 0.99},
         twin=lambda rate: optax.rmsprop(rate, decay=0.99, eps=1e-8, eps_in_sqrt=False),
+        part=classic.scale_by_rmsprop,
     ),
     _row(
-        "adam",
-        classic.adam,
-        learning_rate=0.01,
-        b1=0.9,
-        b2=0.999,
-        eps=1e-8,
-        twin=optax.adam,
+        "rmsprop_centered",
+        classic.rmsprop,
+        options={"centered": True},
+        hyperparameters={**RMSPROP, "eps": 1e-4},
+        twin=lambda rate: optax.rmsprop(rate, eps=1e-4, centered=True),
+        part=classic.scale_by_rmsprop,
     ),
+    _row(
+        "rmsprop_with_momentum",
+        classic.rmsprop,
+        options={"eps_in_sqrt": False},
+        hyperparameters={**RMSPROP, "momentum": 0.8},
+        twin=lambda rate: optax.rmsprop(rate, decay=0.9, eps_in_sqrt=False, momentum=0.8),
+    ),
+    _row(
+        "rmsprop_centered_with_momentum_and_rate_outside",
+        classic.rmsprop,
+        options={"eps_in_sqrt": False, "centered": True, "rate_inside": False},
+        hyperparameters={**RMSPROP, "eps": 1e-2, "momentum": 0.8},
+        twin=lambda rate: optax.rmsprop(
+            rate, eps=1e-2, eps_in_sqrt=False, centered=True, momentum=0.8
+        ),
+        twin_takes_schedules=False,
+    ),
+    _row(
+        "adadelta",
+        classic.adadelta,
+        hyperparameters={"learning_rate": 1.0, "decay": 0.9, "rho": 0.9, "eps": 1e-6},
+        twin=lambda rate: optax.adadelta(rate, rho=0.9, eps=1e-6),
+        part=classic.scale_by_adadelta,
+    ),
+    _row("adam", classic.adam, hyperparameters=ADAM, twin=optax.adam, part=classic.scale_by_adam),
     _row(
         "adam_eps_inside",
         classic.adam,
         options={"eps_in_sqrt": True},
-        learning_rate=0.01,
-        b1=0.8,
-        b2=0.99,
-        eps=1e-6,
+        hyperparameters={"learning_rate": 0.01, "b1": 0.8, "b2": 0.99, "eps": 1e-6},
         twin=lambda rate: optax.adam(rate, b1=0.8, b2=0.99, eps=0.0, eps_root=1e-6),
+        part=classic.scale_by_adam,
     ),
     _row(
         "adam_biased_eps_inside",
         classic.adam,
         options={"bias_correction": False, "eps_in_sqrt": True},
-        learning_rate=0.01,
-        b1=0.9,
-        b2=0.999,
-        eps=1e-8,
+        hyperparameters=ADAM,
+        part=classic.scale_by_adam,
     ),
     _row(
         "adam_corrected_rate",
         classic.adam,
         options={"bias_correction": "rate"},
-        learning_rate=0.01,
-        b1=0.9,
-        b2=0.999,
-        eps=1e-8,
+        hyperparameters=ADAM,
+        part=classic.scale_by_adam,
     ),
+    _row(
+        "adamw",
+        classic.adamw,
+        hyperparameters={**ADAM, "weight_decay": 0.03},
+        twin=lambda rate: optax.adamw(rate, weight_decay=0.03),
+    ),
+    _row(
+        "adamw_decay_alone",
+        classic.adamw,
+        options={"decay_by_rate": False, "mask": matrices},
+        hyperparameters={**ADAM, "weight_decay": 0.03},
+        static=("mask",),
+    ),
+    _row(
+        "adam_l2",
+        classic.adam_l2,
+        hyperparameters={**ADAM, "penalty": 0.03},
+        twin=lambda rate: optax.chain(optax.add_decayed_weights(0.06), optax.adam(rate)),
+    ),
+    _row(
+        "amsgrad",
+        classic.amsgrad,
+        hyperparameters=ADAM,
+        part=classic.scale_by_amsgrad,
+    ),
+    _row(
+        "amsgrad_corrected_before_max",
+        classic.amsgrad,
+        options={"bias_correction": "before_max"},
+        hyperparameters=ADAM,
+        twin=optax.amsgrad,
+        part=classic.scale_by_amsgrad,
+    ),
+    _row(
+        "amsgrad_corrected_after_max",
+        classic.amsgrad,
+        options={"bias_correction": "after_max"},
+        hyperparameters=ADAM,
+        part=classic.scale_by_amsgrad,
+    ),
+]
+
+LEARNED = [
     _learned("lstm", learned.lstm(hidden=(4, 3))),
     _learned("lstm_on_bare_gradients", learned.lstm(hidden=(4,), preprocess=None)),
 ]
+
+METHODS = [*FIRST_ORDER, *ADAPTIVE, *LEARNED]
