@@ -5,21 +5,8 @@ from typing import NamedTuple
 import optax
 from jaxtyping import Array
 
-from l2ljax import _checks
-from l2ljax.classic._common import (
-    Count,
-    LearningRate,
-    Leaf,
-    Updates,
-    first_count,
-    leafwise,
-    next_count,
-    rate_at,
-    require_rate,
-    step,
-)
+from l2ljax.classic._common import Count, Leaf, LearningRate, elementwise, require_rate, step
 from l2ljax.classic._line_search import LineSearch, descend
-from l2ljax.core import Params
 
 
 class GradientDescentState(NamedTuple):
@@ -73,24 +60,10 @@ def gradient_descent(
     0.5000 0.2500 0.1250 0.0625
     """
     if line_search is not None:
-        return descend(
-            "gradient_descent", optax.identity(), learning_rate, line_search, keep=True
-        )
+        return descend("gradient_descent", optax.identity(), learning_rate, line_search, keep=True)
     require_rate(learning_rate)
 
     def rule(rate: Array) -> Leaf:
         return lambda g: (step(rate, g),)
 
-    def init(params: Params) -> GradientDescentState:
-        _checks.inexact_leaves("params", params)
-        return GradientDescentState(first_count(callable(learning_rate)))
-
-    def update(
-        updates: Updates, state: GradientDescentState, params: Params | None = None
-    ) -> tuple[Updates, GradientDescentState]:
-        del params
-        rate = rate_at(learning_rate, state.count)
-        (updates,) = leafwise(rule, {"rate": rate}, updates)
-        return updates, GradientDescentState(next_count(state.count))
-
-    return optax.GradientTransformation(init, update)
+    return elementwise(GradientDescentState, rule, [], learning_rate, {})

@@ -1,0 +1,205 @@
+"""From a direction to a step: a rate, and on request one of optax's line searches."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from l2ljax import _checks
+from l2ljax.classic._common import (
+    Count,
+    Leaf,
+    LearningRate,
+    Updates,
+    first_count,
+    leafwise,
+    next_count,
+    rate_at,
+    require_params,
+    require_rate,
+    step,
+)
+from l2ljax.classic._vectors import inner, widen, working_dtype
+from l2ljax.core import Params
+
+LineSearch: TypeAlias = (
+    Literal["strong_wolfe", "backtracking"] | optax.GradientTransformationExtraArgs | None
+)
+"""A line search by name, an optax transformation that is one, or None."""
+
+
+class DescentState(NamedTuple):
+    """The state of a method that steps along a direction.
+
+    Attributes:
+        count: updates made so far, int32[]; None unless the learning rate is a schedule.
+        direction: the state of what gives the direction, `scale_by_...`.
+        line_search: the state of optax's line search, where `optax.value_and_grad_from_state`
+            finds value and gradient; None without one, and for params without leaves.
+    """
+
+    count: Count  # type: ignore[assignment]
+    direction: PyTree
+    line_search: PyTree
+
+
+def require_extra(method: str, extra: dict[str, Any], *names: str) -> list[Any]:
+    """Those extra arguments of an update, or an error about the first one that is missing."""
+    for name in names:
+        if extra.get(name) is None:
+            raise ValueError(
+                f"{method} needs {name}: call tx.update(gradients, state, params, value=..., "
+                "grad=..., value_fn=...)"
+            )
+    return [extra[name] for name in names]
+
+
+def widen_function(
+    value_fn: Callable[..., Any], params: Params, dtype: jnp.dtype, extra: dict[str, Any]
+) -> Callable[[Params], Array]:
+    """The function of params in the working dtype.
+
+    Args:
+        value_fn: the function of params in their own dtypes.
+        params: they tell the dtypes.
+        dtype: of the argument and the value.
+        extra: further arguments of `update`; those that `value_fn` names are bound, as optax does
+            it for the data of a batch.
+    """
+    names = set(inspect.signature(value_fn).parameters) - {"value", "grad", "value_fn"}
+    function = functools.partial(value_fn, **{k: v for k, v in extra.items() if k in names})
+    return lambda wide: jnp.asarray(function(optax.tree.cast_like(wide, params)), dtype)
+
+
+def resolve(line_search: LineSearch, keep: bool) -> optax.GradientTransformationExtraArgs | None:
+    """The transformation that a name stands for.
+
+    Args:
+        line_search: as the methods take it.
+        keep: whether a search begins at the step size that the last one found, as suits
+            directions without a scale of their own, or at 1.
+    """
+    if line_search is None or isinstance(line_search, optax.GradientTransformation):
+        return line_search
+    _checks.choice("line_search", line_search, ("strong_wolfe", "backtracking", None))
+    if line_search == "strong_wolfe":
+        return optax.scale_by_zoom_linesearch(
+            max_linesearch_steps=30, initial_guess_strategy="keep" if keep else "one"
+        )
+    return optax.scale_by_backtracking_linesearch(
+        max_backtracking_steps=50,
+        decrease_factor=0.5,
+        increase_factor=2.0 if keep else jnp.inf,
+        max_learning_rate=jnp.inf if keep else 1.0,
+        store_grad=True,
+    )
+
+
+def descend(
+    method: str,
+    direction: optax.GradientTransformation,
+    learning_rate: LearningRate,
+    line_search: LineSearch,
+    keep: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Steps along a direction: $w \leftarrow w - \alpha \eta d$.
+
+    The step size $\alpha$ is 1, or what the line search finds. To derivatives it is a constant,
+    since no search can be differentiated in reverse: they go through $\eta$ and $d$.
+
+    Args:
+        method: its name, for errors.
+        direction: gives $d$.
+        learning_rate: $\eta \ge 0$, a scalar, or a schedule whose count starts at 0.
+        line_search: `"strong_wolfe"`, `"backtracking"`, an optax transformation whose state has
+            a `learning_rate`, or None. Where $d$ is no direction of descent, the search follows
+            the gradient instead.
+        keep: as in `resolve`.
+    """
+    require_rate(learning_rate)
+    search = resolve(line_search, keep)
+    direction = optax.with_extra_args_support(direction)
+
+    def rule(rate: Array) -> Leaf:
+        return lambda d: (step(rate, d),)
+
+    def init(params: Params) -> DescentState:
+        _checks.floating_leaves("params", params)
+        searched = None
+        if search is not None and jax.tree.leaves(params):
+            searched = _strong(search.init(params))
+            if not hasattr(searched, "learning_rate"):
+                raise ValueError(
+                    "line_search must be an optax line search, whose state has a learning_rate, "
+                    f"got one with the state {type(searched).__name__}"
+                )
+        return DescentState(first_count(callable(learning_rate)), direction.init(params), searched)
+
+    def update(
+        updates: Updates, state: DescentState, params: Params | None = None, **extra: Any
+    ) -> tuple[Updates, DescentState]:
+        d, inner_state = direction.update(updates, state.direction, params, **extra)
+        searched = state.line_search
+        if searched is not None:
+            params = require_params(method, params)
+            d = _descending(d, *require_extra(method, extra, "grad"))
+        (steps,) = leafwise(rule, {"rate": rate_at(learning_rate, state.count)}, d)
+        if searched is not None:
+            asked = require_extra(method, extra, "value", "grad", "value_fn")
+            steps, searched = _search(search, steps, searched, params, asked, extra)
+        return steps, DescentState(next_count(state.count), inner_state, searched)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _strong(tree: PyTree) -> PyTree:
+    """Without weak types, which would compile the second update anew."""
+    return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.result_type(x)), tree)
+
+
+def _descending(d: Updates, gradient: Updates) -> Updates:
+    """The direction, or the gradient where the direction leads up."""
+    dtype = working_dtype(d)
+    down = inner(widen(d, dtype), widen(gradient, dtype)) > 0
+    return jax.tree.map(lambda d, g: jnp.where(down, d, g.astype(d.dtype)), d, gradient)
+
+
+def _search(
+    search: Any,
+    steps: Updates,
+    state: Any,
+    params: Params,
+    asked: list[Any],
+    extra: dict[str, Any],
+) -> tuple[Updates, Any]:
+    """Scales the steps by the size that the search finds for them."""
+    value, gradient, value_fn = asked
+    dtype = working_dtype(params)
+    # A loop with tangents in it cannot be transposed, also where nobody asks for them. The
+    # function has its own: those of the data that it closes over.
+    at, along, value, gradient = jax.lax.stop_gradient(
+        widen((params, steps, jnp.asarray(value), gradient), dtype)
+    )
+    function = widen_function(value_fn, params, dtype, extra)
+    constant, hoisted = jax.closure_convert(function, at)
+    hoisted = jax.lax.stop_gradient(hoisted)
+    # A search that failed leaves the step size 0, from which optax's searches never recover.
+    wide_state = widen(state, dtype)
+    size = wide_state.learning_rate
+    wide_state = wide_state._replace(learning_rate=jnp.where(size > 0, size, 1))
+    _, found = search.update(
+        along,
+        wide_state,
+        at,
+        value=value,
+        grad=gradient,
+        value_fn=lambda wide: constant(wide, *hoisted),
+    )
+    size = jax.lax.stop_gradient(found.learning_rate)
+    scaled = jax.tree.map(lambda u: (size * u.astype(dtype)).astype(u.dtype), steps)
+    return scaled, optax.tree.cast_like(found, state)

@@ -1,0 +1,54 @@
+"""Trees as vectors: one working precision, inner products, and a dense vector where one is due."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from l2ljax.classic._common import _real, safe_sqrt
+
+
+def working_dtype(tree: PyTree) -> jnp.dtype:
+    """Float64 if a leaf has it, else float32."""
+    return _real(*map(jnp.result_type, jax.tree.leaves(tree)))
+
+
+def widen(tree: PyTree, dtype: jnp.dtype) -> PyTree:
+    """The floating-point leaves in another dtype; counts and flags as they are."""
+    return jax.tree.map(
+        lambda x: jnp.asarray(x, dtype) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x,
+        tree,
+    )
+
+
+def flatten(tree: PyTree, dtype: jnp.dtype) -> tuple[Float[Array, " D"], Callable[..., PyTree]]:
+    """All leaves in one vector of one dtype, and the way back to a tree of that dtype."""
+    return ravel_pytree(widen(tree, dtype))
+
+
+def product(a: Array, b: Array) -> Array:
+    """The matrix product, on accelerators too in full precision."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def inner(a: PyTree, b: PyTree) -> Array:
+    r"""$a^\top b$, in the widest of the leaves' dtypes and in full precision."""
+    products = jax.tree.map(lambda x, y: jnp.vdot(x, y, precision=jax.lax.Precision.HIGHEST), a, b)
+    return sum(jax.tree.leaves(products), jnp.zeros((), working_dtype(a)))
+
+
+def norm(a: PyTree) -> Array:
+    r"""$\|a\|$, with derivative 0 at 0."""
+    return safe_sqrt(inner(a, a))
+
+
+def add_scaled(a: PyTree, scale: Array, b: PyTree) -> PyTree:
+    r"""$a + c\,b$."""
+    return jax.tree.map(lambda x, y: x + scale * y, a, b)
+
+
+def safe_divide(numerator: Array, denominator: Array, where: Array) -> Array:
+    """The quotient where it is wanted, else 0, with finite derivatives in both cases."""
+    return jnp.where(where, numerator / jnp.where(where, denominator, 1), 0)
