@@ -13,7 +13,10 @@ from l2ljax.classic._adadelta import AdadeltaState, adadelta, scale_by_adadelta
 from l2ljax.classic._adagrad import AdagradState, adagrad, scale_by_adagrad
 from l2ljax.classic._adam import AdamState, adam, scale_by_adam
 from l2ljax.classic._amsgrad import AmsgradState, amsgrad, scale_by_amsgrad
+from l2ljax.classic._bfgs import BFGSState, bfgs, scale_by_bfgs
 from l2ljax.classic._gradient_descent import GradientDescentState, gradient_descent
+from l2ljax.classic._lbfgs import LBFGSState, lbfgs, scale_by_lbfgs
+from l2ljax.classic._line_search import DescentState
 from l2ljax.classic._momentum import (
     MomentumState,
     NesterovState,
@@ -23,7 +26,9 @@ from l2ljax.classic._momentum import (
     scale_by_momentum,
     scale_by_nesterov,
 )
+from l2ljax.classic._newton import newton, scale_by_newton
 from l2ljax.classic._rmsprop import RMSPropState, rmsprop, scale_by_rmsprop
+from l2ljax.classic._saddle_free_newton import saddle_free_newton, scale_by_saddle_free_newton
 from l2ljax.classic._schedules import exp_range, snapshot_cosine, triangular, triangular2
 from l2ljax.classic._weight_decay import adam_l2, adamw
 
@@ -32,7 +37,10 @@ __all__ = [
     "AdagradState",
     "AdamState",
     "AmsgradState",
+    "BFGSState",
+    "DescentState",
     "GradientDescentState",
+    "LBFGSState",
     "MomentumState",
     "NesterovState",
     "RMSPropState",
@@ -42,19 +50,27 @@ __all__ = [
     "adam_l2",
     "adamw",
     "amsgrad",
+    "bfgs",
     "exp_range",
     "gradient_descent",
+    "lbfgs",
     "momentum",
     "nesterov",
     "nesterov_iterate",
+    "newton",
     "rmsprop",
+    "saddle_free_newton",
     "scale_by_adadelta",
     "scale_by_adagrad",
     "scale_by_adam",
     "scale_by_amsgrad",
+    "scale_by_bfgs",
+    "scale_by_lbfgs",
     "scale_by_momentum",
     "scale_by_nesterov",
+    "scale_by_newton",
     "scale_by_rmsprop",
+    "scale_by_saddle_free_newton",
     "snapshot_cosine",
     "triangular",
     "triangular2",
