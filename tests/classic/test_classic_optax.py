@@ -1,4 +1,4 @@
-"""The methods that optax has, too, over 50 steps in float64; the twins are in the table."""
+"""The methods that optax has, too, over 120 steps in float64; the twins are in the table."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import optax
 import pytest
 from methods_table import METHODS
 
-STEPS = 50
+STEPS = 120
 SHAPES = {"bias": (3,), "scale": (), "weight": (2, 3)}
 TWINS = [m for m in METHODS if m.twin is not None]
 
@@ -32,12 +32,13 @@ def assert_equal_trajectories(tx, twin):
     ours, theirs = trajectory(tx, params, gradients), trajectory(twin, params, gradients)
     for name in SHAPES:
         assert ours[name].dtype == jnp.float64
-        error = np.abs(ours[name] - theirs[name]).max()
-        assert error < 1e-12 * np.abs(theirs[name]).max()
+        np.testing.assert_array_less(
+            np.abs(ours[name] - theirs[name]), 1e-12 * np.abs(theirs[name]).max()
+        )
 
 
 @pytest.mark.parametrize("method", TWINS, ids=str)
-def test_method_matches_optax_over_fifty_steps(method, x64):
+def test_method_matches_optax_over_many_steps(method, x64):
     rate = method.hyperparameters["learning_rate"]
     assert_equal_trajectories(method.make(), method.twin(rate))
 
