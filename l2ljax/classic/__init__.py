@@ -30,6 +30,7 @@ from l2ljax.classic._newton import newton, scale_by_newton
 from l2ljax.classic._rmsprop import RMSPropState, rmsprop, scale_by_rmsprop
 from l2ljax.classic._saddle_free_newton import saddle_free_newton, scale_by_saddle_free_newton
 from l2ljax.classic._schedules import exp_range, snapshot_cosine, triangular, triangular2
+from l2ljax.classic._snapshots import SnapshotState, average_predictions, with_snapshots
 from l2ljax.classic._weight_decay import adam_l2, adamw
 
 __all__ = [
@@ -44,12 +45,14 @@ __all__ = [
     "MomentumState",
     "NesterovState",
     "RMSPropState",
+    "SnapshotState",
     "adadelta",
     "adagrad",
     "adam",
     "adam_l2",
     "adamw",
     "amsgrad",
+    "average_predictions",
     "bfgs",
     "exp_range",
     "gradient_descent",
@@ -74,4 +77,5 @@ __all__ = [
     "snapshot_cosine",
     "triangular",
     "triangular2",
+    "with_snapshots",
 ]
