@@ -50,6 +50,9 @@ def mgh_value(index, x):
     return jax.lax.switch(index, branches, x)
 
 
+mgh_value_and_grad = jax.jit(jax.value_and_grad(mgh_value, argnums=1))
+
+
 def padded(problem):
     return np.pad(np.array(problem.start), (0, DIM - len(problem.start)))
 
@@ -89,11 +92,11 @@ def minimizer(tx, evaluations, max_steps=1000):
     return jax.jit(minimize)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCIPY_NAMES)
 def test_mgh_minima_are_found_with_as_few_evaluations_as_scipy_needs(name, x64):
     evaluations = []
     minimize = minimizer(getattr(classic, name)(), evaluations)
-    value_and_grad = jax.jit(jax.value_and_grad(mgh_value, argnums=1))
     options = {"gtol": GTOL, "maxiter": 1000}
     if name == "lbfgs":
         options["ftol"] = 0
@@ -109,7 +112,7 @@ def test_mgh_minima_are_found_with_as_few_evaluations_as_scipy_needs(name, x64):
         np.testing.assert_allclose(value, least, rtol=1e-6, atol=1e-6, err_msg=problem.name)
 
         def function(x, index=index):
-            value, grad = value_and_grad(index, x)
+            value, grad = mgh_value_and_grad(index, x)
             return float(value), np.asarray(grad)
 
         theirs = scipy.optimize.minimize(
