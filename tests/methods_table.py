@@ -29,6 +29,7 @@ class Method:
         part: takes the hyperparameters but the rate, and gives the direction alone.
         static: arguments that `optax.inject_hyperparams` must leave as they are.
         real: whether complex params are refused.
+        whole: whether it must see all params: a line search along some of them knows no value.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Method:
     part: Callable[..., optax.GradientTransformation] | None = None
     static: tuple[str, ...] = ()
     real: bool = False
+    whole: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -250,9 +252,90 @@ ADAPTIVE = [
     ),
 ]
 
+NEWTON = {"learning_rate": 0.5, "damping": 0.1}
+QUASI_NEWTON = {"learning_rate": 0.1, "min_cosine": 1e-8}
+
+SECOND_ORDER = [
+    _row(
+        "gradient_descent_with_backtracking",
+        functools.partial(classic.gradient_descent, 1.0, line_search="backtracking"),
+        hyperparameters={},
+        real=True,
+        whole=True,
+    ),
+    _row(
+        "newton",
+        classic.newton,
+        hyperparameters=NEWTON,
+        part=classic.scale_by_newton,
+        static=("cg_iterations",),
+        real=True,
+    ),
+    _row(
+        "newton_by_conjugate_gradients",
+        classic.newton,
+        options={"solver": "cg", "cg_tolerance": 1e-9},
+        hyperparameters=NEWTON,
+        part=classic.scale_by_newton,
+        static=("cg_iterations", "cg_tolerance"),
+        real=True,
+    ),
+    _row(
+        "bfgs",
+        classic.bfgs,
+        hyperparameters={},
+        static=("learning_rate", "min_cosine"),
+        real=True,
+        whole=True,
+    ),
+    _row(
+        "bfgs_without_line_search",
+        classic.bfgs,
+        options={"line_search": None},
+        hyperparameters=QUASI_NEWTON,
+        part=lambda line_search, **rest: classic.scale_by_bfgs(**rest),
+        real=True,
+    ),
+    _row(
+        "lbfgs",
+        classic.lbfgs,
+        hyperparameters={},
+        static=("learning_rate", "min_cosine", "memory_size"),
+        real=True,
+        whole=True,
+    ),
+    _row(
+        "lbfgs_without_line_search",
+        classic.lbfgs,
+        options={"line_search": None, "memory_size": 2},
+        hyperparameters=QUASI_NEWTON,
+        twin=lambda rate: optax.lbfgs(rate, memory_size=2, linesearch=None),
+        part=lambda line_search, **rest: classic.scale_by_lbfgs(**rest),
+        static=("memory_size",),
+        real=True,
+    ),
+    _row(
+        "saddle_free_newton",
+        classic.saddle_free_newton,
+        hyperparameters=NEWTON,
+        part=classic.scale_by_saddle_free_newton,
+        static=("lanczos_iterations",),
+        real=True,
+    ),
+    _row(
+        "saddle_free_newton_by_lanczos",
+        classic.saddle_free_newton,
+        options={"solver": "lanczos", "lanczos_iterations": 3},
+        hyperparameters=NEWTON,
+        part=classic.scale_by_saddle_free_newton,
+        static=("lanczos_iterations",),
+        real=True,
+    ),
+]
+
 LEARNED = [
     _learned("lstm", learned.lstm(hidden=(4, 3))),
     _learned("lstm_on_bare_gradients", learned.lstm(hidden=(4,), preprocess=None)),
 ]
 
-METHODS = [*FIRST_ORDER, *ADAPTIVE, *LEARNED]
+METHODS = [*FIRST_ORDER, *ADAPTIVE, *SECOND_ORDER, *LEARNED]

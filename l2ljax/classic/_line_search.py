@@ -91,8 +91,11 @@ def resolve(line_search: LineSearch, keep: bool) -> optax.GradientTransformation
         return optax.scale_by_zoom_linesearch(
             max_linesearch_steps=30, initial_guess_strategy="keep" if keep else "one"
         )
+    # Almost any decrease is enough for Newton's step, which is rarely shortened. Along the
+    # gradient, steps just short of divergence decrease a little, too.
     return optax.scale_by_backtracking_linesearch(
         max_backtracking_steps=50,
+        slope_rtol=0.3 if keep else 1e-4,
         decrease_factor=0.5,
         increase_factor=2.0 if keep else jnp.inf,
         max_learning_rate=jnp.inf if keep else 1.0,
@@ -147,7 +150,14 @@ def descend(
         searched = state.line_search
         if searched is not None:
             params = require_params(method, params)
-            d = _descending(d, *require_extra(method, extra, "grad"))
+            (gradient,) = require_extra(method, extra, "grad")
+            if jax.tree.structure(gradient) != jax.tree.structure(params):
+                raise ValueError(
+                    f"grad must be a tree like the params, {jax.tree.structure(params)}, got "
+                    f"{jax.tree.structure(gradient)}; a line search cannot see a part of the "
+                    "params only, as optax.masked and optax.partition show it"
+                )
+            d = _descending(d, gradient)
         (steps,) = leafwise(rule, {"rate": rate_at(learning_rate, state.count)}, d)
         if searched is not None:
             asked = require_extra(method, extra, "value", "grad", "value_fn")
