@@ -17,6 +17,7 @@ from l2ljax.classic._bfgs import BFGSState, bfgs, scale_by_bfgs
 from l2ljax.classic._gradient_descent import GradientDescentState, gradient_descent
 from l2ljax.classic._lbfgs import LBFGSState, lbfgs, scale_by_lbfgs
 from l2ljax.classic._line_search import DescentState
+from l2ljax.classic._minimize import Minimum, StopReason, minimize
 from l2ljax.classic._momentum import (
     MomentumState,
     NesterovState,
@@ -42,10 +43,12 @@ __all__ = [
     "DescentState",
     "GradientDescentState",
     "LBFGSState",
+    "Minimum",
     "MomentumState",
     "NesterovState",
     "RMSPropState",
     "SnapshotState",
+    "StopReason",
     "adadelta",
     "adagrad",
     "adam",
@@ -57,6 +60,7 @@ __all__ = [
     "exp_range",
     "gradient_descent",
     "lbfgs",
+    "minimize",
     "momentum",
     "nesterov",
     "nesterov_iterate",
