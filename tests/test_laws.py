@@ -115,6 +115,15 @@ def test_jit_computes_the_same_and_compiles_once(method, strict_promotion):
 
 
 @every_method
+def test_params_and_a_fresh_state_can_be_donated(method):
+    params, gradients, tx = random_tree(0), random_tree(1), method.make()
+    state = tx.init(params)
+    buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state) if x.size]
+    assert len(buffers) == len(set(buffers))
+    jax.jit(functools.partial(update, tx), donate_argnums=1)(gradients, state, params)
+
+
+@every_method
 def test_scan_computes_the_same_as_a_loop(method):
     params, gradients, tx = random_tree(0), random_tree(1, STEPS), method.make()
     updates, last = jax.jit(lambda p, g: unroll(tx, p, g))(params, gradients)

@@ -114,14 +114,18 @@ def bfgs(
 
     A narrow valley, of which gradient descent needs thousands of steps to see the end:
 
+    >>> import jax
     >>> def valley(w):
     ...     return 100 * (w[1] - w[0] ** 2) ** 2 + (1 - w[0]) ** 2
     >>> tx, w = bfgs(), jnp.array([-1.2, 1.0])
     >>> state, value_and_grad = tx.init(w), optax.value_and_grad_from_state(valley)
-    >>> for t in range(36):
+    >>> @jax.jit
+    ... def step(w, state):
     ...     value, grad = value_and_grad(w, state=state)
     ...     updates, state = tx.update(grad, state, w, value=value, grad=grad, value_fn=valley)
-    ...     w = optax.apply_updates(w, updates)
+    ...     return optax.apply_updates(w, updates), state
+    >>> for t in range(36):
+    ...     w, state = step(w, state)
     ...     if t % 12 == 11:
     ...         print(f"{w[0]:.2f} {w[1]:.2f}")
     -0.28 0.07
@@ -159,9 +163,14 @@ def scale_by_bfgs(min_cosine: Hyperparameter = 1e-8) -> optax.GradientTransforma
     def init(params: Params) -> BFGSState:
         _checks.floating_leaves("params", params)
         w, _ = flatten(params, working_dtype(params))
-        zeros = jnp.zeros_like(w)
-        zero = jnp.zeros((), jnp.int32)
-        return BFGSState(zero, zero, zeros, zeros, jnp.zeros((w.size, w.size), w.dtype))
+        # Nothing twice: a buffer that stands in two places of a state cannot be donated.
+        return BFGSState(
+            count=jnp.zeros((), jnp.int32),
+            pairs=jnp.zeros((), jnp.int32),
+            params=jnp.zeros_like(w),
+            gradient=jnp.zeros_like(w),
+            inverse_hessian=jnp.zeros((w.size, w.size), w.dtype),
+        )
 
     def update(
         updates: Updates, state: BFGSState, params: Params | None = None

@@ -82,10 +82,13 @@ def lbfgs(
     ...     return 100 * (w[1] - w[0] ** 2) ** 2 + (1 - w[0]) ** 2
     >>> tx, w = lbfgs(), jnp.array([-1.2, 1.0])
     >>> state, value_and_grad = tx.init(w), optax.value_and_grad_from_state(valley)
-    >>> for t in range(36):
+    >>> @jax.jit
+    ... def step(w, state):
     ...     value, grad = value_and_grad(w, state=state)
     ...     updates, state = tx.update(grad, state, w, value=value, grad=grad, value_fn=valley)
-    ...     w = optax.apply_updates(w, updates)
+    ...     return optax.apply_updates(w, updates), state
+    >>> for t in range(36):
+    ...     w, state = step(w, state)
     ...     if t % 12 == 11:
     ...         print(f"{w[0]:.2f} {w[1]:.2f}")
     -0.36 0.12
@@ -127,15 +130,19 @@ def scale_by_lbfgs(
     def init(params: Params) -> LBFGSState:
         _checks.floating_leaves("params", params)
         dtype = working_dtype(params)
-        zeros, zero = accumulator(params, dtype), jnp.zeros((), jnp.int32)
-        memory = jax.tree.map(lambda z: jax.lax.broadcast(z, (memory_size,)), zeros)
+
+        # Nothing twice: a buffer that stands in two places of a state cannot be donated.
+        def memory() -> PyTree:
+            zeros = accumulator(params, dtype)
+            return jax.tree.map(lambda z: jax.lax.broadcast(z, (memory_size,)), zeros)
+
         return LBFGSState(
-            count=zero,
-            pairs=zero,
-            params=zeros,
-            gradient=zeros,
-            steps=memory,
-            changes=memory,
+            count=jnp.zeros((), jnp.int32),
+            pairs=jnp.zeros((), jnp.int32),
+            params=accumulator(params, dtype),
+            gradient=accumulator(params, dtype),
+            steps=memory(),
+            changes=memory(),
             rho=jnp.zeros(memory_size, dtype),
             scale=jnp.zeros((), dtype),
         )
