@@ -127,10 +127,10 @@ def bfgs(
     >>> for t in range(36):
     ...     w, state = step(w, state)
     ...     if t % 12 == 11:
-    ...         print(f"{w[0]:.2f} {w[1]:.2f}")
-    -0.28 0.07
-    0.53 0.26
-    1.00 1.00
+    ...         print(f"{w[0]:.1f} {w[1]:.1f}")
+    -0.3 0.1
+    0.5 0.3
+    1.0 1.0
     """
     return descend("bfgs", scale_by_bfgs(min_cosine), learning_rate, line_search)
 

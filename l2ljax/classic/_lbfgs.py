@@ -90,10 +90,10 @@ def lbfgs(
     >>> for t in range(36):
     ...     w, state = step(w, state)
     ...     if t % 12 == 11:
-    ...         print(f"{w[0]:.2f} {w[1]:.2f}")
-    -0.36 0.12
-    0.69 0.48
-    1.00 1.00
+    ...         print(f"{w[0]:.1f} {w[1]:.1f}")
+    -0.4 0.1
+    0.7 0.5
+    1.0 1.0
     """
     return descend("lbfgs", scale_by_lbfgs(memory_size, min_cosine), learning_rate, line_search)
 

@@ -151,11 +151,12 @@ def descend(
         if searched is not None:
             params = require_params(method, params)
             (gradient,) = require_extra(method, extra, "grad")
-            if jax.tree.structure(gradient) != jax.tree.structure(params):
+            expected, got = map(str, map(jax.tree.structure, (params, gradient)))
+            if got != expected:
                 raise ValueError(
-                    f"grad must be a tree like the params, {jax.tree.structure(params)}, got "
-                    f"{jax.tree.structure(gradient)}; a line search cannot see a part of the "
-                    "params only, as optax.masked and optax.partition show it"
+                    f"grad must be a tree like the params, {expected}, got {got}; a line search "
+                    "cannot see a part of the params only, as optax.masked and optax.partition "
+                    "show it"
                 )
             d = _descending(d, gradient)
         (steps,) = leafwise(rule, {"rate": rate_at(learning_rate, state.count)}, d)
