@@ -13,7 +13,7 @@ from l2ljax.classic._common import Hyperparameter, LearningRate, Updates
 from l2ljax.classic._line_search import LineSearch, descend
 from l2ljax.classic._newton import require_damping, scale_by_curvature, solve_densely
 from l2ljax.classic._spectral import spectral_solve
-from l2ljax.classic._vectors import flatten, norm, product, safe_divide, working_dtype
+from l2ljax.classic._vectors import flatten, inner, norm, product, safe_divide, working_dtype
 from l2ljax.core import Params
 
 
@@ -145,7 +145,7 @@ def _lanczos(
         basis, v, largest = carry
         basis = basis.at[i].set(v)
         hv = matvec(v)
-        alpha = jnp.vdot(v, hv, precision=jax.lax.Precision.HIGHEST)
+        alpha = inner(v, hv)
         # Against all earlier vectors, and twice: rounding undoes the orthogonality otherwise.
         for _ in range(2):
             hv = hv - product(basis.T, product(basis, hv))

@@ -297,6 +297,16 @@ def test_the_memory_of_lbfgs_is_a_ring():
     )
 
 
+def test_lbfgs_runs_where_sharding_is_part_of_the_type():
+    mesh = jax.make_mesh((8,), ("shards",), axis_types=(jax.sharding.AxisType.Explicit,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("shards"))
+    alone = jnp.arange(16.0).reshape(8, 2)
+    tx = classic.lbfgs(0.1, line_search=None)
+    with jax.set_mesh(mesh):
+        sharded = run(tx, lambda w: w + 0.1 * w**3, jax.device_put(alone, rows), steps=3)
+    np.testing.assert_allclose(sharded, run(tx, lambda w: w + 0.1 * w**3, alone, steps=3), 1e-5)
+
+
 @pytest.mark.parametrize("name", SCIPY_NAMES)
 def test_bfloat16_params_have_a_float32_state(name):
     tx = getattr(classic, name)()
