@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator
 
 from l2ljax import _checks
-from l2ljax.evaluate import Comparison
+from l2ljax.evaluate import Comparison, RangeTest
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; black is for the reference.
 _COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999")
@@ -107,6 +107,48 @@ def history(result_history: Mapping[str, np.ndarray], *, ax: Axes | None = None)
     _logarithmic(ax)
     ax.set_xlabel("meta-step")
     ax.legend(frameon=False)
+    return ax
+
+
+def range_test(result: RangeTest, *, ax: Axes | None = None) -> Axes:
+    """Draws loss against learning rate, with the bounds that were found.
+
+    Args:
+        result: what `evaluate.range_test` returned. The axis of rates is logarithmic if its spacing
+            is; what lies far above the losses up to the maximum is cut off.
+        ax: where to draw; default: a new figure.
+
+    Returns:
+        The axes.
+
+    >>> rates, level = np.geomspace(1e-3, 1, 4), np.array([4.0, 3.0, 1.0, 2.0])
+    >>> found = RangeTest(rates, level[None], level, 1e-3, 0.1, True, "log")
+    >>> ax = range_test(found)
+    >>> [text.get_text() for text in ax.get_legend().get_texts()]
+    ['mean over 1 problem', 'smoothed', 'base 0.001', 'maximum 0.1']
+    """
+    if ax is None:
+        _, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    losses = _losses("losses", result.losses)
+    level, count = losses.mean(axis=0), f"{len(losses)} problem{'s' if len(losses) > 1 else ''}"
+    ax.plot(result.rates, level, color=_COLORS[1], linewidth=0.7, label=f"mean over {count}")
+    ax.plot(result.rates, result.smoothed, color="black", linewidth=1.8, label="smoothed")
+    _logarithmic(ax)
+    if result.base is not None and result.maximum is not None:
+        end = "" if result.reached else " (end of the sweep)"
+        bounds = {
+            f"base {result.base:.2g}": (result.base, _COLORS[2], "--"),
+            f"maximum {result.maximum:.2g}{end}": (result.maximum, _COLORS[5], "-."),
+        }
+        for label, (rate, color, style) in bounds.items():
+            ax.axvline(rate, color=color, linestyle=style, label=label)
+        seen = result.smoothed[result.rates <= result.maximum]
+        if seen.min() > 0:
+            ax.set_ylim(0.8 * level[level > 0].min(), 3 * seen.max())
+    ax.set_xscale("log" if result.spacing == "log" else "linear")
+    ax.set_xlabel("learning rate")
+    ax.set_ylabel("loss")
+    ax.legend(edgecolor="none")
     return ax
 
 

@@ -8,7 +8,7 @@ from matplotlib import colors
 from matplotlib import pyplot as plt
 
 from l2ljax import plots
-from l2ljax.evaluate import Comparison, Row, Tuning
+from l2ljax.evaluate import Comparison, RangeTest, Row, Tuning
 
 LOSSES = np.random.default_rng(0).gamma(2.0, size=(9, 6))
 
@@ -101,6 +101,7 @@ def test_curves_may_be_drawn_into_given_axes():
     _, ax = plt.subplots()
     assert plots.curves({"a": LOSSES}, ax=ax) is ax
     assert plots.history({"loss": np.ones(3)}, ax=ax) is ax
+    assert plots.range_test(sweep(), ax=ax) is ax
 
 
 def test_history_shows_the_meta_loss_its_running_mean_and_the_validation():
@@ -120,6 +121,53 @@ def test_history_with_skipped_steps_is_drawn_without_a_warning(tmp_path):
     loss = np.linspace(3, 1, 200)
     loss[[3, 50]] = np.nan, np.inf
     plots.save(plots.history({"loss": loss}), tmp_path / "history.png")
+
+
+def sweep(**changes):
+    """A loss that falls and rises again over five rates; the last run of the two diverges."""
+    losses = np.array([[4.0, 3.0, 1.0, 2.0, 9.0], [6.0, 5.0, 1.0, 2.0, np.nan]])
+    smoothed = np.array([4.5, 3.3, 2.2, 2.5, np.inf])
+    fields = {
+        "rates": np.geomspace(1e-4, 1, 5),
+        "losses": losses,
+        "smoothed": smoothed,
+        "base": 1e-4,
+        "maximum": 1e-2,
+        "reached": True,
+        "spacing": "log",
+    }
+    return RangeTest(**fields | changes)
+
+
+def test_a_range_test_is_drawn_against_its_rates_with_its_bounds(tmp_path):
+    ax = plots.range_test(sweep())
+    raw, smooth, base, maximum = ax.lines
+    np.testing.assert_allclose(raw.get_xydata()[:4, 1], [5, 4, 1, 2])
+    np.testing.assert_array_equal(smooth.get_xdata(), sweep().rates)
+    np.testing.assert_array_equal(smooth.get_ydata(), sweep().smoothed)
+    assert (base.get_xdata()[0], maximum.get_xdata()[0]) == (1e-4, 1e-2)
+    assert legend(ax) == ["mean over 2 problems", "smoothed", "base 0.0001", "maximum 0.01"]
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("learning rate", "loss")
+    # What is far above the losses before the maximum is cut off, and nothing below.
+    np.testing.assert_allclose(ax.get_ylim(), [0.8, 13.5])
+    plots.save(ax, tmp_path / "range.png")
+
+
+def test_a_range_test_without_bounds_is_drawn_without_marks(tmp_path):
+    ax = plots.range_test(sweep(base=None, maximum=None, reached=False, spacing="linear"))
+    assert len(ax.lines) == 2
+    assert ax.get_xscale() == "linear"
+    plots.save(ax, tmp_path / "range.png")
+
+
+def test_a_range_test_of_negative_losses_raises_no_error():
+    below = sweep(losses=sweep().losses - 20, smoothed=sweep().smoothed - 20)
+    assert len(plots.range_test(below).lines) == 4
+
+
+def test_a_maximum_at_the_end_of_the_sweep_is_called_so():
+    assert legend(plots.range_test(sweep(reached=False)))[-1] == "maximum 0.01 (end of the sweep)"
 
 
 def test_save_writes_a_picture_and_closes_the_figure(tmp_path):
