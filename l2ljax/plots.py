@@ -133,7 +133,9 @@ def range_test(result: RangeTest, *, ax: Axes | None = None) -> Axes:
     level, count = losses.mean(axis=0), f"{len(losses)} problem{'s' if len(losses) > 1 else ''}"
     ax.plot(result.rates, level, color=_COLORS[1], linewidth=0.7, label=f"mean over {count}")
     ax.plot(result.rates, result.smoothed, color="black", linewidth=1.8, label="smoothed")
-    _logarithmic(ax)
+    visible = level[(level > 0) & np.isfinite(level)]
+    if visible.size:
+        _logarithmic(ax)
     if result.base is not None and result.maximum is not None:
         end = "" if result.reached else " (end of the sweep)"
         bounds = {
@@ -144,7 +146,7 @@ def range_test(result: RangeTest, *, ax: Axes | None = None) -> Axes:
             ax.axvline(rate, color=color, linestyle=style, label=label)
         seen = result.smoothed[result.rates <= result.maximum]
         if seen.min() > 0:
-            ax.set_ylim(0.8 * level[level > 0].min(), 3 * seen.max())
+            ax.set_ylim(0.8 * visible.min(), 3 * seen.max())
     ax.set_xscale("log" if result.spacing == "log" else "linear")
     ax.set_xlabel("learning rate")
     ax.set_ylabel("loss")
