@@ -6,8 +6,9 @@ import numpy as np
 
 from l2ljax import _checks, classic
 from l2ljax.evaluate._compare import Tunable
+from l2ljax.evaluate._tune import Factory
 
-_FACTORIES = {
+_FACTORIES: dict[str, Factory] = {
     "SGD": classic.gradient_descent,
     "momentum": classic.momentum,
     "Nesterov": classic.nesterov,
