@@ -309,7 +309,6 @@ SECOND_ORDER = [
         classic.lbfgs,
         options={"line_search": None, "memory_size": 2},
         hyperparameters=QUASI_NEWTON,
-        twin=lambda rate: optax.lbfgs(rate, memory_size=2, linesearch=None),
         part=lambda line_search, **rest: classic.scale_by_lbfgs(**rest),
         static=("memory_size",),
         real=True,
