@@ -134,11 +134,13 @@ def _adadelta(
     require_scalars(decay=decay, rho=rho, eps=eps)
     require_accumulator_dtype(accumulator_dtype)
 
-    def rule(rate: Any, decay: Array, rho: Array, eps: Array) -> Leaf:
+    def rule(minus_rate: Any, decay: Array, rho: Array, eps: Array) -> Leaf:
+        c_v, c_delta = 1 - decay, 1 - rho
+
         def leaf(g: Array, v: Array, delta: Array) -> tuple[Array, ...]:
-            v = decay * v + (1 - decay) * square(g)
+            v = decay * v + c_v * square(g)
             u = jnp.sqrt(delta + eps) / jnp.sqrt(v + eps) * g
-            return step(rate, u), v, rho * delta + (1 - rho) * square(u)
+            return step(minus_rate, u), v, rho * delta + c_delta * square(u)
 
         return leaf
 

@@ -130,10 +130,10 @@ def _adagrad(
     require_scalars(eps=eps, initial_accumulator_value=initial_accumulator_value)
     require_accumulator_dtype(accumulator_dtype)
 
-    def rule(rate: Any, eps: Array) -> Leaf:
+    def rule(minus_rate: Any, eps: Array) -> Leaf:
         def leaf(g: Array, v: Array) -> tuple[Array, ...]:
             v = v + square(g)
-            return step(rate, g / root_with_eps(v, eps, inside=eps_in_sqrt)), v
+            return step(minus_rate, g / root_with_eps(v, eps, inside=eps_in_sqrt)), v
 
         return leaf
 

@@ -175,7 +175,7 @@ def adam_with(
     require_accumulator_dtype(accumulator_dtype)
 
     def rule(
-        rate: Any,
+        minus_rate: Any,
         b1: Array,
         b2: Array,
         eps: Array,
@@ -188,18 +188,20 @@ def adam_with(
             first, second = 1 - b1**t, 1 - b2**t
         factor = jnp.sqrt(second) / first if bias_correction == "rate" else None
 
+        c1, c2 = 1 - b1, 1 - b2
+
         def leaf(g: Array, m: Array, v: Array, w: Any = None) -> tuple[Array, ...]:
             if in_gradient is not None:
                 g = g + in_gradient * w
-            m = b1 * m + (1 - b1) * g
-            v = b2 * v + (1 - b2) * square(g)
+            m = b1 * m + c1 * g
+            v = b2 * v + c2 * square(g)
             m_hat, v_hat = (m / first, v / second) if bias_correction is True else (m, v)
             direction = m_hat / root_with_eps(v_hat, eps, inside=eps_in_sqrt)
             if factor is not None:
                 direction = factor * direction
             if in_direction is not None:
                 direction = direction + in_direction * w
-            update = step(rate, direction)
+            update = step(minus_rate, direction)
             if in_step is not None:
                 update = update - in_step * w
             return update, m, v

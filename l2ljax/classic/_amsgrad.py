@@ -153,18 +153,20 @@ def _amsgrad(
     require_scalars(b1=b1, b2=b2, eps=eps)
     require_accumulator_dtype(accumulator_dtype)
 
-    def rule(rate: Any, b1: Array, b2: Array, eps: Array, t: Any = None) -> Leaf:
+    def rule(minus_rate: Any, b1: Array, b2: Array, eps: Array, t: Any = None) -> Leaf:
         if t is not None:
             first, second = 1 - b1**t, 1 - b2**t
 
+        c1, c2 = 1 - b1, 1 - b2
+
         def leaf(g: Array, m: Array, v: Array, largest: Array) -> tuple[Array, ...]:
-            m = b1 * m + (1 - b1) * g
-            v = b2 * v + (1 - b2) * square(g)
+            m = b1 * m + c1 * g
+            v = b2 * v + c2 * square(g)
             m_hat = m / first if bias_correction else m
             largest = jnp.maximum(largest, v / second if bias_correction == "before_max" else v)
             v_hat = largest / second if bias_correction == "after_max" else largest
             direction = m_hat / root_with_eps(v_hat, eps, inside=eps_in_sqrt)
-            return step(rate, direction), m, v, largest
+            return step(minus_rate, direction), m, v, largest
 
         return leaf
 

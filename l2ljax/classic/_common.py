@@ -1,5 +1,6 @@
 """What the methods of this room share: hyperparameters, working precision, a safe square root."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -180,7 +181,8 @@ def elementwise(
 
     Args:
         state_type: the state, a NamedTuple: its count and then the accumulators.
-        rule: as in `leafwise`; it gets `rate`, the hyperparameters and, if `numbered`, `t`.
+        rule: as in `leafwise`; it gets `minus_rate`, the hyperparameters and, if `numbered`, `t`.
+            The rate is negated once here instead of once a leaf.
         accumulators: for each one its first value, `params -> tree`, or None if it is not kept.
         learning_rate: a number, a schedule, or None for the direction alone.
         hyperparameters: numbers or schedules by name.
@@ -190,8 +192,7 @@ def elementwise(
     Returns:
         A transformation.
     """
-    rates: dict[str, LearningRate | None] = {"rate": learning_rate, **hyperparameters}
-    counted = numbered or any(map(callable, rates.values()))
+    counted = numbered or any(map(callable, (learning_rate, *hyperparameters.values())))
 
     def init(params: Params) -> Any:
         _checks.inexact_leaves("params", params)
@@ -201,7 +202,9 @@ def elementwise(
     def update(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
         count, *trees = state
         after = next_count(count)
-        scalars = {name: rate_at(value, count) for name, value in rates.items()}
+        rate = rate_at(learning_rate, count)
+        scalars = {name: rate_at(value, count) for name, value in hyperparameters.items()}
+        scalars["minus_rate"] = None if rate is None else -jnp.asarray(rate)
         if numbered:
             scalars["t"] = after
         extra = () if read is None else (read(params),)
@@ -211,9 +214,9 @@ def elementwise(
     return optax.GradientTransformation(init, update)
 
 
-def step(rate: Array | None, direction: Array) -> Array:
+def step(minus_rate: Array | None, direction: Array) -> Array:
     r"""$-\eta d$; without a rate $d$ itself, as optax's `scale_by_...` parts pass it on."""
-    return direction if rate is None else -rate * direction
+    return direction if minus_rate is None else minus_rate * direction
 
 
 def square(g: Array) -> Array:
@@ -222,6 +225,20 @@ def square(g: Array) -> Array:
 
 
 @jax.custom_jvp
+def _sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return jnp.sqrt(x)
+
+
+@_sqrt.defjvp
+def _sqrt_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    root = _sqrt(x)
+    flat = root == 0
+    return root, jnp.where(flat, 0, dx / jnp.where(flat, 1, 2 * root))
+
+
+# Traced once for a shape, like the functions of `jax.numpy`, instead of once for a leaf.
+@functools.partial(jax.jit, inline=True)
 def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
     r"""$\sqrt{x}$ with derivative 0 at 0, where the true one is infinite.
 
@@ -229,15 +246,7 @@ def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
     Without it, differentiating an optimizer at a zero gradient gives $\infty \cdot 0$, NaN.
     The program that is run forward is that of `jnp.sqrt`.
     """
-    return jnp.sqrt(x)
-
-
-@safe_sqrt.defjvp
-def _safe_sqrt_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (x,), (dx,) = primals, tangents
-    root = safe_sqrt(x)
-    flat = root == 0
-    return root, jnp.where(flat, 0, dx / jnp.where(flat, 1, 2 * root))
+    return _sqrt(x)
 
 
 def root_with_eps(v: Array, eps: Array, inside: bool) -> Array:

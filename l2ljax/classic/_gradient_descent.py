@@ -63,7 +63,7 @@ def gradient_descent(
         return descend("gradient_descent", optax.identity(), learning_rate, line_search, keep=True)
     require_rate(learning_rate)
 
-    def rule(rate: Array) -> Leaf:
-        return lambda g: (step(rate, g),)
+    def rule(minus_rate: Array) -> Leaf:
+        return lambda g: (step(minus_rate, g),)
 
     return elementwise(GradientDescentState, rule, [], learning_rate, {})

@@ -128,8 +128,8 @@ def descend(
     search = resolve(line_search, keep)
     direction = optax.with_extra_args_support(direction)
 
-    def rule(rate: Array) -> Leaf:
-        return lambda d: (step(rate, d),)
+    def rule(minus_rate: Array) -> Leaf:
+        return lambda d: (step(minus_rate, d),)
 
     def init(params: Params) -> DescentState:
         _checks.floating_leaves("params", params)
@@ -159,7 +159,8 @@ def descend(
                     "show it"
                 )
             d = _descending(d, gradient)
-        (steps,) = leafwise(rule, {"rate": rate_at(learning_rate, state.count)}, d)
+        minus_rate = -jnp.asarray(rate_at(learning_rate, state.count))
+        (steps,) = leafwise(rule, {"minus_rate": minus_rate}, d)
         if searched is not None:
             asked = require_extra(method, extra, "value", "grad", "value_fn")
             steps, searched = _search(search, steps, searched, params, asked, extra)

@@ -137,10 +137,13 @@ def _momentum(
     require_scalars(decay=decay)
     require_accumulator_dtype(accumulator_dtype)
 
-    def rule(rate: Any, decay: Array) -> Leaf:
+    def rule(minus_rate: Any, decay: Array) -> Leaf:
         def leaf(g: Array, h: Array) -> tuple[Array, ...]:
-            h = decay * h + (rate * g if rate_inside else g)
-            return -h if rate_inside else step(rate, h), h
+            if rate_inside:
+                h = decay * h - minus_rate * g
+                return -h, h
+            h = decay * h + g
+            return step(minus_rate, h), h
 
         return leaf
 
@@ -235,13 +238,14 @@ def _nesterov(
     require_scalars(decay=decay)
     require_accumulator_dtype(accumulator_dtype)
 
-    def rule(rate: Any, decay: Array) -> Leaf:
+    def rule(minus_rate: Any, decay: Array) -> Leaf:
         def leaf(g: Array, lookahead: Array) -> tuple[Array, ...]:
-            if rate is None:
+            if minus_rate is None:
                 lookahead = decay * (lookahead + g)
                 return g + lookahead, lookahead
-            lookahead = decay * (lookahead + rate * g)
-            return -(rate * g + lookahead), lookahead
+            down = minus_rate * g
+            lookahead = decay * (lookahead - down)
+            return down - lookahead, lookahead
 
         return leaf
 

@@ -161,18 +161,23 @@ def _rmsprop(
         _checks.fraction("momentum", momentum)
         hyperparameters["momentum"] = momentum
 
-    def rule(rate: Any, decay: Array, eps: Array, momentum: Any = None) -> Leaf:
+    def rule(minus_rate: Any, decay: Array, eps: Array, momentum: Any = None) -> Leaf:
+        c = 1 - decay
+
         def leaf(g: Array, v: Array, m: Any, h: Any) -> tuple[Any, ...]:
-            v = decay * v + (1 - decay) * square(g)
+            v = decay * v + c * square(g)
             spread = v
             if centered:
-                m = decay * m + (1 - decay) * g
+                m = decay * m + c * g
                 spread = jnp.maximum(v - square(m), 0)
             direction = g / root_with_eps(spread, eps, inside=eps_in_sqrt)
             if momentum is None:
-                return step(rate, direction), v, m, h
-            h = momentum * h + (rate * direction if rate_inside else direction)
-            return -h if rate_inside else step(rate, h), v, m, h
+                return step(minus_rate, direction), v, m, h
+            if rate_inside:
+                h = momentum * h - minus_rate * direction
+                return -h, v, m, h
+            h = momentum * h + direction
+            return step(minus_rate, h), v, m, h
 
         return leaf
 
