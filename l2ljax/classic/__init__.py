@@ -4,9 +4,14 @@ A learning rate is a number, a scalar array or an optax schedule, whose count st
 hyperparameter may be a traced value: methods run under `jax.vmap` over rates, in
 `optax.inject_hyperparams`, and are differentiable with respect to all of them, also where the
 gradient is zero. Accumulators are float32 for narrower params, since an average with a decay near
-one stands still in bfloat16; updates keep the dtypes of the gradients. For the same reason
-`optax.inject_hyperparams` wants `hyperparam_dtype=jnp.float32` where the params are bfloat16: it
-rounds a decay of 0.999 to 1 otherwise.
+one stands still in bfloat16; `accumulator_dtype` overrides that. Updates keep the dtypes of the
+gradients. For the same reason `optax.inject_hyperparams` wants `hyperparam_dtype=jnp.float32` where
+the params are bfloat16: it rounds a decay of 0.999 to 1 otherwise.
+
+Each method `m` has a part `scale_by_m`: the direction without rate and sign, to be chained with
+`optax.scale_by_learning_rate` or anything else. States are named tuples; `optax.tree.get` finds
+their fields in a chain. Second-order methods and line searches take `value`, `grad` and `value_fn`
+as extra arguments of `update`, like those of optax.
 """
 
 from l2ljax.classic._adadelta import AdadeltaState, adadelta, scale_by_adadelta

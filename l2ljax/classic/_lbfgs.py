@@ -17,7 +17,7 @@ from l2ljax.classic._common import (
     require_params,
 )
 from l2ljax.classic._line_search import LineSearch, descend
-from l2ljax.classic._vectors import inner, product, safe_divide, widen, working_dtype
+from l2ljax.classic._vectors import add_scaled, inner, widen, working_dtype
 from l2ljax.core import Params
 
 
@@ -31,8 +31,8 @@ class LBFGSState(NamedTuple):
         gradient: $g_{t-1}$, likewise.
         steps: the last $s$, a tree like the params with a leading axis [memory_size].
         changes: the last $y$, likewise.
-        sy: $s_i^\top y_j$ of all pairs, [memory_size, memory_size]; 0 where there is none.
-        yy: $y_i^\top y_j$, likewise.
+        rho: $1 / s^\top y$ of each pair, [memory_size]; 0 where there is none.
+        scale: $s^\top y / y^\top y$ of the newest pair, [].
     """
 
     count: Int[Array, ""]  # type: ignore[assignment]
@@ -41,8 +41,8 @@ class LBFGSState(NamedTuple):
     gradient: PyTree
     steps: PyTree
     changes: PyTree
-    sy: Float[Array, "m m"]
-    yy: Float[Array, "m m"]
+    rho: Float[Array, " m"]
+    scale: Float[Array, ""]
 
 
 def lbfgs(
@@ -60,10 +60,6 @@ def lbfgs(
     as in `bfgs`, and the first step is the same. So is what derivatives see of the line search.
     Every leaf has its own memory, sharded as it is.
 
-    All that the loops compute is a combination of $g$, the $s_i$ and the $y_i$, so they run over
-    its $2m + 1$ coefficients, with the inner products that they need: the vectors are read twice
-    instead of four times, and a tree of hundreds of leaves is no loop over hundreds of arrays.
-
     Args:
         learning_rate: as in `bfgs`.
         memory_size: $m$, the number of pairs kept. Default 10.
@@ -78,8 +74,7 @@ def lbfgs(
 
     Reference:
         Nocedal and Wright, *Numerical optimization*, 2006, algorithms 7.4 and 7.5; Liu and
-        Nocedal, *On the limited memory BFGS method for large scale optimization*, 1989. Loops over
-        coefficients: Chen, Wang and Zhou, *Large-scale L-BFGS using MapReduce*, 2014.
+        Nocedal, *On the limited memory BFGS method for large scale optimization*, 1989.
 
     A narrow valley, of which gradient descent needs thousands of steps to see the end:
 
@@ -148,86 +143,50 @@ def scale_by_lbfgs(
             gradient=accumulator(params, dtype),
             steps=memory(),
             changes=memory(),
-            sy=jnp.zeros((memory_size, memory_size), dtype),
-            yy=jnp.zeros((memory_size, memory_size), dtype),
+            rho=jnp.zeros(memory_size, dtype),
+            scale=jnp.zeros((), dtype),
         )
 
     def update(
         updates: Updates, state: LBFGSState, params: Params | None = None
     ) -> tuple[Updates, LBFGSState]:
-        dtype = state.sy.dtype
+        dtype = state.rho.dtype
         w, g = widen(require_params("lbfgs", params), dtype), widen(updates, dtype)
         s = jax.tree.map(jnp.subtract, w, state.params)
         y = jax.tree.map(jnp.subtract, g, state.gradient)
         pair = measure_pair(s, y, min_cosine, state.count > 0)
         slot = state.pairs % memory_size
 
-        def put(array: Array, new: Array, axis: int = 0) -> Array:
-            old = jax.lax.dynamic_index_in_dim(array, slot, axis, keepdims=False)
-            new = jnp.where(pair.accepted, new, old)
-            return jax.lax.dynamic_update_index_in_dim(array, new, slot, axis)
+        def remember(memory: Array, new: Array) -> Array:
+            return memory.at[slot].set(jnp.where(pair.accepted, new, memory[slot]))
 
-        steps = jax.tree.map(put, state.steps, s)
-        changes = jax.tree.map(put, state.changes, y)
-        y_with_y = _products(changes, y, memory_size)
-        sy = put(state.sy, _products(changes, s, memory_size))
-        sy = put(sy, _products(steps, y, memory_size), axis=1)
-        yy = put(put(state.yy, y_with_y), y_with_y, axis=1)
-        pairs = jnp.where(pair.accepted, optax.safe_increment(state.pairs), state.pairs)
-        newest = (pairs - 1) % memory_size
-        some = pairs > 0
-        scale = safe_divide(sy[newest, newest], yy[newest, newest], some)
-        scale = jnp.where(some, scale, first_scale(g))
-        sg, yg = _products(steps, g, memory_size), _products(changes, g, memory_size)
-        of_s, of_y, of_g = _two_loops(sy, yy, sg, yg, scale, pairs)
-        d = jax.tree.map(
-            lambda g, s, y: of_g * g + _combine(of_s, s) + _combine(of_y, y),
-            g,
-            steps,
-            changes,
+        steps, changes, rho = jax.tree.map(
+            remember, (state.steps, state.changes, state.rho), (s, y, pair.rho)
         )
+        pairs = jnp.where(pair.accepted, optax.safe_increment(state.pairs), state.pairs)
+        scale = jnp.where(pair.accepted, pair.scale, state.scale)
+        first = jnp.where(pairs == 0, first_scale(g), scale)
+        # From the oldest pair to the newest; where there is none yet, rho is 0.
+        order = (pairs + jnp.arange(memory_size, dtype=jnp.int32)) % memory_size
+
+        def pick(slot: Array) -> tuple[PyTree, PyTree, Array]:
+            return jax.tree.map(lambda memory: memory[slot], (steps, changes, rho))
+
+        def backward(q: PyTree, slot: Array) -> tuple[PyTree, Array]:
+            s, y, rho = pick(slot)
+            alpha = rho * inner(s, q)
+            return add_scaled(q, -alpha, y), alpha
+
+        def forward(r: PyTree, slot_alpha: tuple[Array, Array]) -> tuple[PyTree, None]:
+            slot, alpha = slot_alpha
+            s, y, rho = pick(slot)
+            return add_scaled(r, alpha - rho * inner(y, r), s), None
+
+        q, alphas = jax.lax.scan(backward, g, order, reverse=True)
+        r = jax.tree.map(lambda q: first * q, q)
+        d, _ = jax.lax.scan(forward, r, (order, alphas))
         return optax.tree.cast_like(d, updates), LBFGSState(
-            optax.safe_increment(state.count), pairs, w, g, steps, changes, sy, yy
+            optax.safe_increment(state.count), pairs, w, g, steps, changes, rho, scale
         )
 
     return optax.GradientTransformation(init, update)
-
-
-def _products(memory: PyTree, vector: PyTree, size: int) -> Float[Array, "{size}"]:
-    """The inner products of all vectors in a memory with one vector."""
-    return jax.vmap(inner, in_axes=(0, None), axis_size=size)(memory, vector)
-
-
-def _combine(coefficients: Float[Array, " m"], memory: Float[Array, "m ..."]) -> Array:
-    """The combination of the vectors in a memory."""
-    columns = jnp.expand_dims(coefficients, range(1, memory.ndim))
-    return jnp.sum(columns * memory, 0)
-
-
-def _two_loops(
-    sy: Float[Array, "m m"],
-    yy: Float[Array, "m m"],
-    sg: Float[Array, " m"],
-    yg: Float[Array, " m"],
-    scale: Float[Array, ""],
-    pairs: Int[Array, ""],
-) -> tuple[Float[Array, " m"], Float[Array, " m"], Float[Array, ""]]:
-    """The coefficients of the direction: of each step, of each change and of the gradient."""
-    size = len(sg)
-    # From the oldest pair to the newest; where there is none yet, rho is 0.
-    order = (pairs + jnp.arange(size, dtype=jnp.int32)) % size
-    diagonal = jnp.diagonal(sy)
-    rho = safe_divide(jnp.ones_like(diagonal), diagonal, diagonal != 0)
-
-    def backward(alpha: Array, i: Array) -> tuple[Array, None]:
-        return alpha.at[i].set(rho[i] * (sg[i] - product(sy[i], alpha))), None
-
-    alpha, _ = jax.lax.scan(backward, jnp.zeros_like(sg), order, reverse=True)
-    yr = scale * (yg - product(yy, alpha))
-
-    def forward(of_s: Array, i: Array) -> tuple[Array, None]:
-        beta = rho[i] * (yr[i] + product(sy[:, i], of_s))
-        return of_s.at[i].set(alpha[i] - beta), None
-
-    of_s, _ = jax.lax.scan(forward, jnp.zeros_like(sg), order)
-    return of_s, -scale * alpha, scale

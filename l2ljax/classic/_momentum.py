@@ -243,9 +243,9 @@ def _nesterov(
             if minus_rate is None:
                 lookahead = decay * (lookahead + g)
                 return g + lookahead, lookahead
-            down = minus_rate * g
-            lookahead = decay * (lookahead - down)
-            return down - lookahead, lookahead
+            # Not `decay * (lookahead - minus_rate * g)`: XLA writes a product used twice to memory.
+            lookahead = decay * lookahead - (decay * minus_rate) * g
+            return minus_rate * g - lookahead, lookahead
 
         return leaf
 

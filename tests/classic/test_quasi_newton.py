@@ -261,7 +261,7 @@ def test_a_pair_without_positive_curvature_is_skipped(name):
         if pairs[-1] == 0:  # no step is longer than the gradient's
             np.testing.assert_allclose(updates, -0.1 * g, rtol=1e-6)
         elif len(pairs) > 1 and pairs[-1] == pairs[-2]:
-            kept = "inverse_hessian" if name == "bfgs" else "sy"
+            kept = "inverse_hessian" if name == "bfgs" else "rho"
             assert np.array_equal(getattr(state.direction, kept), getattr(before, kept))
         assert jnp.vdot(g, updates) < 0
         w = w + updates
