@@ -41,6 +41,11 @@ METHODS: dict[str, tuple[Any, Any, tuple[str, dict[str, Any]] | None]] = {
         optax.sgd(0.1, momentum=0.9),
         ("SGD", {"lr": 0.1, "momentum": 0.9}),
     ),
+    "momentum_rate_outside": (
+        classic.momentum(0.1, rate_inside=False),
+        optax.sgd(0.1, momentum=0.9),
+        None,
+    ),
     "nesterov": (
         classic.nesterov(0.1),
         optax.sgd(0.1, momentum=0.9, nesterov=True),
@@ -201,7 +206,9 @@ def row(name: str, leaves: int, python: str | None, quick: bool) -> dict[str, An
     params = tree(leaves, 0)
     pairs, compile_pairs, steps = (3, 2, 5) if quick else (21, 7, 40)
     if leaves > 100 and not quick:
-        pairs, compile_pairs, steps = 11, 3, 10
+        pairs, compile_pairs, steps = 9, 3, 10
+    if name in FEWER_LEAVES:
+        steps = min(steps, 3)
     our_step, their_step = compiled(ours, params)[0], compiled(theirs, params)[0]
     a, b = Runner(ours, our_step, leaves), Runner(theirs, their_step, leaves)
     a.turn(steps), b.turn(steps)

@@ -29,7 +29,8 @@ class MomentumState(NamedTuple):
 
     Attributes:
         count: updates made so far, int32[]; None if the rate is no schedule.
-        velocity: $h$, a tree like the params, same shapes.
+        velocity: the last update, $-h$, with the rate inside; $h$ with the rate outside, and of
+            `scale_by_momentum`. A tree like the params, same shapes.
     """
 
     count: Count  # type: ignore[assignment]
@@ -138,12 +139,12 @@ def _momentum(
     require_accumulator_dtype(accumulator_dtype)
 
     def rule(minus_rate: Any, decay: Array) -> Leaf:
-        def leaf(g: Array, h: Array) -> tuple[Array, ...]:
+        def leaf(g: Array, v: Array) -> tuple[Array, ...]:
             if rate_inside:
-                h = decay * h - minus_rate * g
-                return -h, h
-            h = decay * h + g
-            return step(minus_rate, h), h
+                v = decay * v + minus_rate * g
+                return v, v
+            v = decay * v + g
+            return step(minus_rate, v), v
 
         return leaf
 
