@@ -63,8 +63,9 @@ def _row(name, factory, *, options=None, part=None, hyperparameters=None, **fiel
 def _learned(name, opt):
     @functools.cache
     def phi():
-        # As values, also for a law that calls `make` while it is traced.
-        with jax.ensure_compile_time_eval():
+        # As values, also for a law that calls `make` while it is traced; and in float32, whichever
+        # law comes first.
+        with jax.ensure_compile_time_eval(), jax.enable_x64(False):
             return jax.jit(opt.init)(jax.random.key(0))
 
     return Method(name, lambda: opt.bind(phi()), real=True)
