@@ -39,12 +39,19 @@ def rosenbrock(dtype):
     return jnp.zeros(2, dtype), final, lambda x: square(a - x[0]) + 100 * square(x[1] - x[0] ** 2)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.complex64])
-@pytest.mark.parametrize("target", [parabola, rosenbrock])
-@pytest.mark.parametrize("name", OPTAX_SETTINGS)
+# All but Adadelta on the complex Rosenbrock function, where it is still under way after 10,000
+# steps; optax's tests leave it out on complex params altogether.
+CASES = [
+    (name, target, dtype)
+    for name in OPTAX_SETTINGS
+    for target in (parabola, rosenbrock)
+    for dtype in (jnp.float32, jnp.complex64)
+    if (name, target, dtype) != ("adadelta", rosenbrock, jnp.complex64)
+]
+
+
+@pytest.mark.parametrize(("name", "target", "dtype"), CASES)
 def test_the_targets_of_optax_are_minimised_to_its_tolerance(name, target, dtype):
-    if name == "adadelta" and dtype == jnp.complex64:
-        pytest.skip("nor is optax's tested on complex params")
     start, final, function = target(dtype)
     tx = OPTAX_SETTINGS[name]()
 
