@@ -57,7 +57,7 @@ def require_params(method: str, params: Params | None) -> Params:
     return params
 
 
-def _real(*dtypes: DTypeLike) -> jnp.dtype:
+def real_dtype(*dtypes: DTypeLike) -> jnp.dtype:
     """Float64 if one of them has such parts, else float32: bfloat16 averages stand still."""
     wide = any(jnp.finfo(dtype).bits > 32 for dtype in dtypes)
     return jnp.dtype(jnp.float64 if wide else jnp.float32)
@@ -68,6 +68,12 @@ def _like(dtype: DTypeLike, real: jnp.dtype) -> jnp.dtype:
     if not jnp.issubdtype(dtype, jnp.complexfloating):
         return real
     return jnp.dtype(jnp.complex128 if jnp.finfo(real).bits > 32 else jnp.complex64)
+
+
+def _cast(x: Any, dtype: jnp.dtype) -> Array:
+    """`x` as a strongly typed array; one that is so already costs nothing, also not tracing."""
+    done = isinstance(x, jax.Array) and x.dtype == dtype and not x.weak_type
+    return x if done else jnp.asarray(x, dtype)
 
 
 def accumulator(
@@ -92,7 +98,7 @@ def accumulator(
 
     def fill(leaf: ArrayLike) -> Array:
         own = jnp.result_type(leaf)
-        part = _real(own) if dtype is None else jnp.dtype(dtype)
+        part = real_dtype(own) if dtype is None else jnp.dtype(dtype)
         shape = jnp.zeros_like(leaf, part if real else _like(own, part))
         return shape if value is None else jnp.full_like(shape, value)
 
@@ -144,15 +150,15 @@ def leafwise(
 
     def apply(*row: Any) -> tuple[Any, ...]:
         old = row[: 1 + len(accumulators)]
-        work = _real(*(jnp.result_type(x) for x in old if x is not None))
+        work = real_dtype(*(jnp.result_type(x) for x in old if x is not None))
         if work not in leaves:
             leaves[work] = rule(
                 **{k: None if v is None else jnp.asarray(v, work) for k, v in scalars.items()}
             )
-        wide = [None if x is None else jnp.asarray(x, _like(jnp.result_type(x), work)) for x in row]
+        wide = [None if x is None else _cast(x, _like(jnp.result_type(x), work)) for x in row]
         new = leaves[work](*wide)
         return tuple(
-            None if o is None else n.astype(o.dtype) for n, o in zip(new, old, strict=True)
+            None if o is None else _cast(n, o.dtype) for n, o in zip(new, old, strict=True)
         )
 
     structure: Any = jax.tree.structure(gradients)

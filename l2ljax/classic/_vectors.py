@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from l2ljax.classic._common import _real, safe_sqrt
+from l2ljax.classic._common import real_dtype, safe_sqrt
 
 
 def working_dtype(tree: PyTree) -> jnp.dtype:
     """Float64 if a leaf has it, else float32."""
-    return _real(*map(jnp.result_type, jax.tree.leaves(tree)))
+    return real_dtype(*map(jnp.result_type, jax.tree.leaves(tree)))
 
 
 def widen(tree: PyTree, dtype: jnp.dtype) -> PyTree:
