@@ -10,6 +10,7 @@ matrix product a layer for all of them, coordinates last, the layout that is fas
 `tests/test_networks.py` proves the two equal.
 """
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -46,10 +47,18 @@ def _affine(kernel: Array, bias: Array, x: Array) -> Array:
     return jnp.tensordot(kernel, x, axes=(0, 0)) + bias.reshape(bias.shape + (1,) * (x.ndim - 1))
 
 
+def _average(x: Array) -> Array:
+    """The mean over all coordinates, at each of them."""
+    axes = tuple(range(1, x.ndim))
+    size = max(1, math.prod(x.shape[1:]))
+    return jnp.broadcast_to(jnp.sum(x, axes, keepdims=True) / size, x.shape)
+
+
 class _LSTMCell(nn.Module):
     """One LSTM layer: gates `i, f, g, o` from one product with `[x; h]`."""
 
     units: int
+    averaging: int = 0
 
     @nn.compact
     def __call__(self, carry: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
@@ -59,13 +68,42 @@ class _LSTMCell(nn.Module):
         bias = self.param("bias", _forget_bias, (4 * self.units,))
         i, f, g, o = jnp.split(_affine(kernel, bias, inputs), 4)
         cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
-        return cell, jax.nn.sigmoid(o) * jnp.tanh(cell)
+        hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+        if self.averaging:
+            common, own = hidden[: self.averaging], hidden[self.averaging :]
+            hidden = jnp.concatenate([_average(common), own])
+        return cell, hidden
+
+
+class _CoordinateDense(nn.Module):
+    """A dense layer of one coordinate."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", _scaled_normal, (x.shape[0], self.units))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.units,))
+        return _affine(kernel, bias, x)
+
+
+def coordinate_dense_init(key: Key, *, features: int, units: int) -> Phi:
+    """Draws `{"kernel": f32[features, units], "bias": f32[units]}`, N(0, 1/fan-in) and zeros."""
+    return _CoordinateDense(units).init(key, jnp.zeros(features, jnp.float32))["params"]
+
+
+def coordinate_dense_apply(
+    phi: Phi, x: Float[Array, "features *coordinates"]
+) -> Float[Array, "units *coordinates"]:
+    """One dense layer for each coordinate, features first."""
+    return _CoordinateDense(phi["bias"].size).apply({"params": phi}, x)  # type: ignore[return-value]
 
 
 class _CoordinateLSTM(nn.Module):
     """Stacked LSTM layers and a linear output."""
 
     hidden: tuple[int, ...]
+    averaging: int = 0
 
     @nn.compact
     def __call__(
@@ -73,7 +111,7 @@ class _CoordinateLSTM(nn.Module):
     ) -> tuple[tuple[tuple[Array, Array], ...], Array]:
         new = []
         for layer, (units, carry) in enumerate(zip(self.hidden, carries, strict=True)):
-            carry = _LSTMCell(units, name=f"lstm_{layer}")(carry, x)
+            carry = _LSTMCell(units, self.averaging, name=f"lstm_{layer}")(carry, x)
             new.append(carry)
             x = carry[1]
         kernel = self.param("output_kernel", _small_normal, (self.hidden[-1], 1))
@@ -113,6 +151,7 @@ def lstm_apply(
     x: Float[Array, "features *coordinates"],
     *,
     hidden: tuple[int, ...],
+    averaging: int = 0,
 ) -> tuple[tuple[tuple[Array, Array], ...], Float[Array, "*coordinates"]]:
     r"""One step of the coordinate LSTM.
 
@@ -126,11 +165,66 @@ def lstm_apply(
         carries: for each layer `(cell, hidden)`, each `[units, *coordinates]`.
         x: features of each coordinate, features first.
         hidden: units of each layer.
+        averaging: the first so many h of each layer are replaced by their mean over all
+            coordinates, for the next layer and for the next step. The network is then one of all
+            coordinates together, and `jax.vmap` over them is another.
 
     Returns:
         The new carries and one output a coordinate.
     """
-    return _CoordinateLSTM(hidden).apply({"params": phi}, carries, x)  # type: ignore[return-value]
+    network = _CoordinateLSTM(hidden, averaging)
+    return network.apply({"params": phi}, carries, x)  # type: ignore[return-value]
+
+
+class _CoordinateMLP(nn.Module):
+    """Dense layers of one coordinate, ReLU between them."""
+
+    units: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for layer, units in enumerate(self.units):
+            x = _CoordinateDense(units, name=f"dense_{layer}")(jax.nn.relu(x) if layer else x)
+        return x
+
+
+def coordinate_mlp_init(
+    key: Key, *, features: int, hidden: tuple[int, ...], outputs: int
+) -> Phi:
+    """Draws the weights of the coordinate MLP.
+
+    Args:
+        key: PRNG key.
+        features: inputs of one coordinate.
+        hidden: units of each hidden layer; `()` is an affine function.
+        outputs: outputs of one coordinate.
+
+    Returns:
+        `{"dense_0": {"kernel": f32[features, h0], "bias": f32[h0]}, ...}`; kernels N(0, 1/fan-in),
+        biases zero.
+    """
+    network = _CoordinateMLP((*hidden, outputs))
+    return network.init(key, jnp.zeros(features, jnp.float32))["params"]
+
+
+def coordinate_mlp_apply(
+    phi: Phi, x: Float[Array, "features *coordinates"]
+) -> Float[Array, "outputs *coordinates"]:
+    r"""The outputs of the coordinate MLP.
+
+    $$x \leftarrow W^\top \max(x, 0) + b$$
+
+    for each layer, the first without the maximum.
+
+    Args:
+        phi: weights from `coordinate_mlp_init`.
+        x: features of each coordinate, features first.
+
+    Returns:
+        Outputs of each coordinate, outputs first.
+    """
+    units = tuple(phi[f"dense_{layer}"]["bias"].size for layer in range(len(phi)))
+    return _CoordinateMLP(units).apply({"params": phi}, x)  # type: ignore[return-value]
 
 
 class _MLP(nn.Module):

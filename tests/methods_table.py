@@ -335,6 +335,8 @@ SECOND_ORDER = [
 
 LEARNED = [
     _learned("lstm", learned.lstm(hidden=(4, 3))),
+    _learned("adaptive_lstm", learned.adaptive_lstm(hidden=(4,), b1=(0.5, 0.9))),
+    _learned("rnnprop", learned.rnnprop(hidden=(4,), encoder=3)),
     _learned("lstm_on_bare_gradients", learned.lstm(hidden=(4,), preprocess=None)),
 ]
 

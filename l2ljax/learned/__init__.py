@@ -1,6 +1,18 @@
 """Optimizers with meta-parameters φ; each becomes an optax transformation by `bind(phi)`."""
 
+from l2ljax.learned._adaptive import AdaptiveState
+from l2ljax.learned._adaptive_lstm import adaptive_lstm
 from l2ljax.learned._lstm import LSTMState, lstm
+from l2ljax.learned._rnnprop import rnnprop
 from l2ljax.learned._weights import load, restore, save
 
-__all__ = ["LSTMState", "load", "lstm", "restore", "save"]
+__all__ = [
+    "AdaptiveState",
+    "LSTMState",
+    "adaptive_lstm",
+    "load",
+    "lstm",
+    "restore",
+    "rnnprop",
+    "save",
+]

@@ -1,5 +1,6 @@
 """A tree of parameters as one flat batch of coordinates, and back."""
 
+import itertools
 import math
 
 import jax
@@ -9,7 +10,18 @@ from jaxtyping import Array, Float, PyTree
 
 def count(tree: PyTree) -> int:
     """The number of coordinates; shapes are enough."""
-    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+    return sum(sizes(tree))
+
+
+def sizes(tree: PyTree) -> list[int]:
+    """The number of coordinates of each leaf."""
+    return [math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)]
+
+
+def working_dtype(*trees: PyTree) -> jnp.dtype:
+    """Single precision at least: a state in half precision loses small gradients."""
+    leaves = [jax.dtypes.result_type(leaf) for leaf in jax.tree.leaves(trees)]
+    return jnp.dtype("float64" if jnp.dtype("float64") in leaves else "float32")
 
 
 def flatten(tree: PyTree, dtype: jnp.dtype) -> Float[Array, " coordinates"]:
@@ -21,10 +33,33 @@ def flatten(tree: PyTree, dtype: jnp.dtype) -> Float[Array, " coordinates"]:
 def unflatten(flat: Float[Array, " coordinates"], like: PyTree) -> PyTree:
     """Coordinates back in the structure, shapes and dtypes of `like`."""
     leaves, structure = jax.tree.flatten(like)
-    sizes = [math.prod(jnp.shape(leaf)) for leaf in leaves]
-    starts = [sum(sizes[:i]) for i in range(len(sizes))]
     parts = [
-        flat[start : start + size].reshape(jnp.shape(leaf)).astype(jax.dtypes.result_type(leaf))
-        for start, size, leaf in zip(starts, sizes, leaves, strict=True)
+        part.reshape(jnp.shape(leaf)).astype(jax.dtypes.result_type(leaf))
+        for part, leaf in zip(_split(flat, sizes(like)), leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, parts)
+
+
+def leaf_means(
+    rows: Float[Array, "rows coordinates"], sizes: list[int]
+) -> Float[Array, "rows leaves"]:
+    """The mean of each row over each leaf; zero over an empty one."""
+    sums = [jnp.sum(part, axis=-1, keepdims=True) for part in _split(rows, sizes)]
+    means = [total / max(1, size) for total, size in zip(sums, sizes, strict=True)]
+    return jnp.concatenate(means, axis=-1) if means else rows
+
+
+def at_coordinates(
+    rows: Float[Array, "rows leaves"], sizes: list[int]
+) -> Float[Array, "rows coordinates"]:
+    """What each leaf has, at each of its coordinates."""
+    columns = [
+        jnp.broadcast_to(rows[:, i : i + 1], (rows.shape[0], size)) for i, size in enumerate(sizes)
+    ]
+    return jnp.concatenate(columns, axis=-1) if columns else rows
+
+
+def _split(x: Float[Array, "*rows coordinates"], sizes: list[int]) -> list[Array]:
+    """The part of each leaf along the last axis."""
+    ends = list(itertools.accumulate(sizes))
+    return [x[..., end - size : end] for end, size in zip(ends, sizes, strict=True)]

@@ -19,7 +19,7 @@ from l2ljax.core import (
     closure,
 )
 from l2ljax.learned import _coordinates
-from l2ljax.learned._preprocess import log_sign
+from l2ljax.learned._preprocess import log_sign, require_p
 from l2ljax.networks import lstm_apply, lstm_carry, lstm_init
 
 Preprocess = Callable[[Array], Array]
@@ -43,6 +43,7 @@ def lstm(
     *,
     p: float = 10.0,
     input_scale: float = 1.0,
+    averaging: int = 0,
 ) -> LearnedOptimizer:
     r"""An LSTM proposes each coordinate's update.
 
@@ -62,6 +63,12 @@ def lstm(
             authors' code 0.01 there and 1 on quadratics.
         p: of `"log_sign"`; 10 in the paper, 5 in the authors' code.
         input_scale: of `"scale"`.
+        averaging: units of each layer that are global averaging cells. They are cells like others
+            and keep a memory c for each coordinate, but what they put out, h, is replaced by its
+            mean over all coordinates of all leaves, for the next layer and the next step: so
+            coordinates share what they know, the norm of the gradient for instance. With any, the
+            optimizer is no longer coordinate-wise, a NaN in one coordinate reaches all, and
+            inside `optax.masked` the mean is over the leaves that are left.
 
     Returns:
         A learned optimizer; `init(key)` draws φ (5,141 weights by default), `bind(phi)` is an
@@ -69,11 +76,13 @@ def lstm(
 
     Raises:
         ValueError: for a size below 1, an unknown preprocessing, a scale or p that is not
-            positive, a p of 87 or more, where e^-p leaves single precision; from `init` and
-            `update`, for params with leaves that are not floating-point.
+            positive, a p of 87 or more, where e^-p leaves single precision, more averaging units
+            than a layer has; from `init` and `update`, for params with leaves that are not
+            floating-point.
 
     Reference:
-        Andrychowicz et al. (2016), sections 2 and 2.1, appendix A.
+        Andrychowicz et al. (2016), sections 2 and 2.1, appendix A; `averaging`: appendix B,
+        'LSTM+GAC'.
 
     >>> opt = lstm()
     >>> tx = opt.bind(opt.init(jax.random.key(0)))
@@ -91,10 +100,14 @@ def lstm(
     if not callable(preprocess):
         _checks.choice("preprocess", preprocess, ["log_sign", "scale", None])
     _checks.positive("output_scale", output_scale)
-    _checks.positive("p", p)
-    if p >= 87:
-        raise ValueError(f"p must be below 87, where e^-p leaves single precision, got {p!r}")
+    require_p(p)
     _checks.positive("input_scale", input_scale)
+    _checks.count("averaging", averaging, least=0)
+    if averaging > min(hidden):
+        raise ValueError(
+            f"averaging must be at most the units of the smallest layer, {min(hidden)}, "
+            f"got {averaging!r}"
+        )
     spec = Spec(
         name="lstm",
         arguments={
@@ -103,13 +116,20 @@ def lstm(
             "output_scale": float(output_scale),
             "p": float(p),
             "input_scale": float(input_scale),
+            "averaging": int(averaging),
         },
     )
     features = _Features(preprocess, float(p), float(input_scale))
     inputs = jax.eval_shape(features, jnp.zeros(())).shape[0]
     return LearnedOptimizer(
         init=closure(lstm_init, features=inputs, hidden=hidden),
-        bind=closure(_bind, hidden=hidden, features=features, output_scale=float(output_scale)),
+        bind=closure(
+            _bind,
+            hidden=hidden,
+            features=features,
+            output_scale=float(output_scale),
+            averaging=int(averaging),
+        ),
         spec=spec,
     )
 
@@ -133,17 +153,25 @@ class _Features:
 
 
 def _bind(
-    phi: Phi, *, hidden: tuple[int, ...], features: _Features, output_scale: float
+    phi: Phi, *, hidden: tuple[int, ...], features: _Features, output_scale: float, averaging: int
 ) -> optax.GradientTransformation:
-    return CoordinatewiseTransformation(
+    kind = optax.GradientTransformation if averaging else CoordinatewiseTransformation
+    return kind(
         init=closure(_init, phi, hidden=hidden),
-        update=closure(_update, phi, hidden=hidden, features=features, output_scale=output_scale),
+        update=closure(
+            _update,
+            phi,
+            hidden=hidden,
+            features=features,
+            output_scale=output_scale,
+            averaging=averaging,
+        ),
     )
 
 
 def _init(phi: Phi, params: Params, *, hidden: tuple[int, ...]) -> LSTMState:
     _checks.floating_leaves("params", params)
-    dtype = _dtype(phi, params)
+    dtype = _coordinates.working_dtype(phi, params)
     return LSTMState(lstm_carry((_coordinates.count(params),), dtype, hidden=hidden))
 
 
@@ -156,17 +184,14 @@ def _update(
     hidden: tuple[int, ...],
     features: _Features,
     output_scale: float,
+    averaging: int,
 ) -> tuple[Params, LSTMState]:
     del params
     _checks.floating_leaves("updates", updates)
     dtype = state.layers[0][0].dtype
     gradient = _coordinates.flatten(updates, dtype)
     phi = jax.tree.map(lambda leaf: leaf.astype(dtype), phi)
-    layers, output = lstm_apply(phi, state.layers, features(gradient), hidden=hidden)
+    layers, output = lstm_apply(
+        phi, state.layers, features(gradient), hidden=hidden, averaging=averaging
+    )
     return _coordinates.unflatten(output_scale * output, updates), LSTMState(layers)
-
-
-def _dtype(phi: Phi, params: Params) -> jnp.dtype:
-    """Single precision at least: a state in half precision loses small gradients."""
-    leaves = [jax.dtypes.result_type(x) for x in jax.tree.leaves((phi, params))]
-    return jnp.dtype("float64" if jnp.dtype("float64") in leaves else "float32")

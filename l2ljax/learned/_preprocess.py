@@ -3,6 +3,15 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from l2ljax import _checks
+
+
+def require_p(p: float) -> None:
+    """Refuses a p that `log_sign` does not take."""
+    _checks.positive("p", p)
+    if p >= 87:
+        raise ValueError(f"p must be below 87, where e^-p leaves single precision, got {p!r}")
+
 
 def log_sign(gradient: Float[Array, "*coordinates"], *, p: float) -> Float[Array, "2 *coordinates"]:
     r"""The logarithm of the gradient's size and its sign, as two features.

@@ -10,11 +10,17 @@ import optax
 
 from l2ljax import _checks, checkpoint
 from l2ljax.core import LearnedOptimizer, Phi
+from l2ljax.learned._adaptive_lstm import adaptive_lstm
 from l2ljax.learned._lstm import lstm
+from l2ljax.learned._rnnprop import rnnprop
 
 Path = str | os.PathLike[str]
 
-FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {"lstm": lstm}
+FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
+    "adaptive_lstm": adaptive_lstm,
+    "lstm": lstm,
+    "rnnprop": rnnprop,
+}
 """The learned optimizers that a card may name."""
 
 

@@ -1,5 +1,6 @@
 """Families of functions to optimize, and the data sets behind them."""
 
+from l2ljax.tasks._augment import augment
 from l2ljax.tasks._catalogue import CATALOGUE, Entry, Family, load
 from l2ljax.tasks._dataset import Dataset, Split
 from l2ljax.tasks._digits import digits
@@ -13,6 +14,7 @@ __all__ = [
     "Entry",
     "Family",
     "Split",
+    "augment",
     "cross_entropy",
     "digits",
     "load",

@@ -1,0 +1,178 @@
+"""What LSTM optimizers share whose inputs are Adam's averages: the averages, and the update."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from l2ljax import _checks
+from l2ljax.core import (
+    CoordinatewiseTransformation,
+    Key,
+    LearnedOptimizer,
+    Params,
+    Phi,
+    Spec,
+    closure,
+)
+from l2ljax.learned import _coordinates
+from l2ljax.learned._preprocess import log_sign, require_p
+from l2ljax.networks import (
+    coordinate_dense_apply,
+    coordinate_dense_init,
+    lstm_apply,
+    lstm_carry,
+    lstm_init,
+)
+
+
+class AdaptiveState(NamedTuple):
+    """Averages and the network's memory, one column a coordinate, in the order of the leaves.
+
+    Attributes:
+        count: updates made, i32[].
+        means: running means of the gradient, one row for each decay, float[decays, coordinates];
+            float32, or float64 where params or φ are.
+        square: running mean of the squared gradient, float[coordinates].
+        layers: for each LSTM layer `(cell, hidden)`, each float[units, coordinates].
+    """
+
+    count: Int[Array, ""]  # type: ignore[assignment]  # a method of tuples, too
+    means: Array
+    square: Array
+    layers: tuple[tuple[Array, Array], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """A network and its inputs.
+
+    Attributes:
+        hidden: units of each LSTM layer.
+        encoder: units of a dense layer with ELU before the LSTM; 0: none.
+        decays: of the running means of the gradient.
+        decay_square: of the running mean of its square.
+        eps: ε beside the root.
+        logarithms: whether the gradient and its means are inputs themselves, by `log_sign`.
+        p: of `log_sign`.
+        output_scale: the network's output is multiplied by it.
+        bounded: whether tanh comes before that.
+    """
+
+    hidden: tuple[int, ...]
+    encoder: int
+    decays: tuple[float, ...]
+    decay_square: float
+    eps: float
+    logarithms: bool
+    p: float
+    output_scale: float
+    bounded: bool
+
+    def __post_init__(self) -> None:
+        if not self.hidden:
+            raise ValueError("hidden must have at least one layer, got ()")
+        for units in self.hidden:
+            _checks.count("hidden", units)
+        if not self.decays:
+            raise ValueError("b1 must have at least one decay, got ()")
+        for decay in self.decays:
+            _checks.fraction("b1", decay)
+        _checks.fraction("b2", self.decay_square)
+        _checks.positive("eps", self.eps)
+        require_p(self.p)
+        _checks.positive("output_scale", self.output_scale)
+
+    @property
+    def features(self) -> int:
+        """Inputs of one coordinate."""
+        signals = 1 + len(self.decays)
+        return signals * (3 if self.logarithms else 1)
+
+    def optimizer(self, name: str, **arguments: Any) -> LearnedOptimizer:
+        """The learned optimizer that a factory of this name returns for these arguments."""
+        return LearnedOptimizer(
+            init=closure(_draw, design=self),
+            bind=closure(_bind, design=self),
+            spec=Spec(name=name, arguments=arguments),
+        )
+
+
+def _draw(key: Key, *, design: Design) -> Phi:
+    if not design.encoder:
+        return lstm_init(key, features=design.features, hidden=design.hidden)
+    encoder_key, lstm_key = jax.random.split(key)
+    return {
+        "encoder": coordinate_dense_init(
+            encoder_key, features=design.features, units=design.encoder
+        ),
+        "lstm": lstm_init(lstm_key, features=design.encoder, hidden=design.hidden),
+    }
+
+
+def _bind(phi: Phi, *, design: Design) -> optax.GradientTransformation:
+    return CoordinatewiseTransformation(
+        init=closure(_init, phi, design=design), update=closure(_update, phi, design=design)
+    )
+
+
+def _init(phi: Phi, params: Params, *, design: Design) -> AdaptiveState:
+    _checks.floating_leaves("params", params)
+    dtype = _coordinates.working_dtype(phi, params)
+    size = _coordinates.count(params)
+    return AdaptiveState(
+        jnp.zeros((), jnp.int32),
+        jnp.zeros((len(design.decays), size), dtype),
+        jnp.zeros(size, dtype),
+        lstm_carry((size,), dtype, hidden=design.hidden),
+    )
+
+
+def _update(
+    phi: Phi,
+    updates: Params,
+    state: AdaptiveState,
+    params: Params | None = None,
+    *,
+    design: Design,
+) -> tuple[Params, AdaptiveState]:
+    del params
+    _checks.floating_leaves("updates", updates)
+    dtype = state.square.dtype
+    phi = jax.tree.map(lambda leaf: leaf.astype(dtype), phi)
+    gradient = _coordinates.flatten(updates, dtype)
+    count = optax.safe_increment(state.count)
+    decays = jnp.asarray(design.decays, dtype)[:, None]
+    means = decays * state.means + (1 - decays) * gradient
+    decay_square = jnp.asarray(design.decay_square, dtype)
+    square = decay_square * state.square + (1 - decay_square) * gradient**2
+    inputs = _inputs(
+        gradient, means / (1 - decays**count), square / (1 - decay_square**count), design
+    )
+    network = phi
+    if design.encoder:
+        inputs = jax.nn.elu(coordinate_dense_apply(phi["encoder"], inputs))
+        network = phi["lstm"]
+    layers, output = lstm_apply(network, state.layers, inputs, hidden=design.hidden)
+    if design.bounded:
+        output = jnp.tanh(output)
+    step = _coordinates.unflatten(design.output_scale * output, updates)
+    return step, AdaptiveState(count, means, square, layers)
+
+
+def _inputs(
+    gradient: Float[Array, " coordinates"],
+    means: Float[Array, "decays coordinates"],
+    square: Float[Array, " coordinates"],
+    design: Design,
+) -> Float[Array, "features coordinates"]:
+    signals = jnp.concatenate([gradient[None], means])
+    # ε under the root: its derivative at zero is then finite, and √v + ε is within ε of it.
+    normalized = signals * jax.lax.rsqrt(square + design.eps**2)
+    if not design.logarithms:
+        return normalized
+    logarithms = log_sign(signals, p=design.p)
+    return jnp.concatenate([normalized, logarithms.reshape(-1, gradient.size)])
