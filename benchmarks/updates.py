@@ -206,7 +206,7 @@ def row(name: str, leaves: int, python: str | None, quick: bool) -> dict[str, An
     params = tree(leaves, 0)
     pairs, compile_pairs, steps = (3, 2, 5) if quick else (21, 7, 40)
     if leaves > 100 and not quick:
-        pairs, compile_pairs, steps = 9, 3, 10
+        pairs, compile_pairs, steps = 9, 7, 10
     if name in FEWER_LEAVES:
         steps = min(steps, 3)
     our_step, their_step = compiled(ours, params)[0], compiled(theirs, params)[0]

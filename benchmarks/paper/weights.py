@@ -1,0 +1,166 @@
+"""Meta-trains the weights that ship with the package, one recipe a name.
+
+    python benchmarks/paper/weights.py robust-mnist --data-dir DATA   # resumable: type it again
+
+A recipe is one run of `l2ljax.meta.train` or several, each of which begins with the φ of the one
+before it. The folder (default: runs/NAME) then holds weights and card; `benchmarks/ship.py` takes
+them from there into the package.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import Partial
+
+from l2ljax import learned, meta, tasks
+from l2ljax.cli._run import Run, Saver
+from l2ljax.core import LearnedOptimizer, Phi, Task
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import _report
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One run of meta-training.
+
+    Attributes:
+        steps: meta-updates.
+        rate: first learning rate of Adam on φ: rises over 50 meta-steps, falls by a cosine.
+        estimator: of the meta-gradient.
+        batch: problems of one meta-gradient.
+    """
+
+    steps: int
+    rate: float
+    estimator: meta.EstimatorFactory
+    batch: int = 1
+
+    def meta_optimizer(self) -> optax.GradientTransformation:
+        decay = optax.cosine_decay_schedule(self.rate, self.steps)
+        return optax.chain(
+            optax.clip_by_global_norm(1.0),
+            optax.adam(lambda step: decay(step) * jnp.minimum(1.0, (step + 1) / 50)),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How one set of weights is made.
+
+    Attributes:
+        opt: the learned optimizer.
+        task: what it is trained on: a task, or several in turns.
+        parts: runs, one after the other.
+        validate: `validate(key) -> score`, the score of φ that chooses the best one.
+        trained_on: one line for the card.
+        limits: one line for the card.
+    """
+
+    opt: LearnedOptimizer
+    task: Task | list[Task]
+    parts: list[Part]
+    validate: Callable[[jax.Array], Callable[[Phi], Any]]
+    trained_on: str
+    limits: str
+
+
+def whole_episodes(horizon: int = 100, power: float = 2.0) -> meta.EstimatorFactory:
+    """Backpropagation through whole episodes, late losses weighted most."""
+    weights = meta.polynomial_weights(horizon, power) / horizon
+    return meta.truncated(horizon=horizon, truncation=horizon, step_weights=weights)
+
+
+def robust_mnist(data_dir: str | None) -> Recipe:
+    opt = learned.adaptive_lstm(b1=(0.9, 0.99))
+    base = tasks.load("mnist", data_dir).train
+    return Recipe(
+        opt=opt,
+        task=tasks.augment(base, coordinate=1.0),
+        parts=[Part(1800, 3e-3, whole_episodes())],
+        validate=lambda key: meta.validation(opt, base, key=key, problems=16),
+        trained_on="MNIST, 784-20-10 sigmoid MLP, 100 steps, random scales of its params",
+        limits="one data set and one architecture were seen",
+    )
+
+
+RECIPES: dict[str, Callable[[str | None], Recipe]] = {"robust-mnist": robust_mnist}
+
+
+def meta_train(recipe: Recipe, folder: pathlib.Path, seed: int, command: str) -> None:
+    """Runs the parts that are not done yet; the last one's weights end up in `folder`."""
+    phi = None
+    for number, part in enumerate(recipe.parts, start=1):
+        run = Run(folder / f"part-{number}")
+        if run.has("card.json"):
+            phi = learned.restore(run.folder)[1]
+            continue
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run_key, validation_key = jax.random.split(jax.random.key(seed + number - 1))
+        options: dict[str, Any] = {
+            "key": run_key,
+            "batch": part.batch,
+            "meta_optimizer": part.meta_optimizer(),
+            "estimator": part.estimator,
+            "phi": phi,
+        }
+        _, like = meta.make_step(recipe.opt, recipe.task, **options)
+        state, history = run.load(like)
+        saver = Saver(run, state, history, seconds=60)
+        start = time.perf_counter()
+        result = meta.train(
+            recipe.opt,
+            recipe.task,
+            **options,
+            steps=part.steps,
+            validate=Partial(recipe.validate(validation_key)),
+            validate_every=max(1, part.steps // 20),
+            state=state,
+            callbacks=[saver],
+            progress=True,
+        )
+        saver.save()
+        phi = result.phi
+        card = {
+            "trained_on": recipe.trained_on,
+            "limits": recipe.limits,
+            "seed": seed,
+            "meta_steps": [part.steps for part in recipe.parts[:number]],
+            "scores": {"validation": float(saver.history()["validation"].min())},
+            "seconds": None if state is not None else time.perf_counter() - start,
+            "command": command,
+            "circumstances": _report.circumstances(),
+        }
+        learned.save(run.folder, recipe.opt, phi, card)
+        run.clear_checkpoints()
+    for name in ("weights.safetensors", "card.json"):
+        (folder / name).write_bytes((run.folder / name).read_bytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--data-dir", help="folder with MNIST and CIFAR-10")
+    parser.add_argument("--out", type=pathlib.Path, help="default: runs/NAME")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    # Without the folders, which are one machine's.
+    command = shlex.join(["python", "benchmarks/paper/weights.py", arguments.name])
+    command += " --data-dir DATA" * (arguments.data_dir is not None)
+    command += f" --seed {arguments.seed}" * (arguments.seed != 0)
+    folder = arguments.out or pathlib.Path("runs") / arguments.name
+    meta_train(RECIPES[arguments.name](arguments.data_dir), folder, arguments.seed, command)
+    print(f"weights: {folder}")
+
+
+if __name__ == "__main__":
+    main()
