@@ -29,10 +29,11 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "elu": jax.nn.elu,
 }
 
-_scaled_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+# In float32 also where float64 is the default: saved weights fit everywhere.
+_scaled_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal", dtype=jnp.float32)
 # A tenth of the usual deviation: an optimizer that is not trained yet should do little harm. Larger
 # first updates saturate the optimizee, and meta-training then settles on doing nothing.
-_small_normal = nn.initializers.variance_scaling(0.01, "fan_in", "normal")
+_small_normal = nn.initializers.variance_scaling(0.01, "fan_in", "normal", dtype=jnp.float32)
 
 
 def _forget_bias(key: Key, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
@@ -83,7 +84,7 @@ class _CoordinateDense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", _scaled_normal, (x.shape[0], self.units))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.units,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.units,), jnp.float32)
         return _affine(kernel, bias, x)
 
 
@@ -115,7 +116,7 @@ class _CoordinateLSTM(nn.Module):
             new.append(carry)
             x = carry[1]
         kernel = self.param("output_kernel", _small_normal, (self.hidden[-1], 1))
-        bias = self.param("output_bias", nn.initializers.zeros_init(), (1,))
+        bias = self.param("output_bias", nn.initializers.zeros_init(), (1,), jnp.float32)
         return tuple(new), _affine(kernel, bias, x)[0]
 
 
@@ -188,9 +189,7 @@ class _CoordinateMLP(nn.Module):
         return x
 
 
-def coordinate_mlp_init(
-    key: Key, *, features: int, hidden: tuple[int, ...], outputs: int
-) -> Phi:
+def coordinate_mlp_init(key: Key, *, features: int, hidden: tuple[int, ...], outputs: int) -> Phi:
     """Draws the weights of the coordinate MLP.
 
     Args:

@@ -338,6 +338,8 @@ LEARNED = [
     _learned("adaptive_lstm", learned.adaptive_lstm(hidden=(4,), b1=(0.5, 0.9))),
     _learned("rnnprop", learned.rnnprop(hidden=(4,), encoder=3)),
     _learned("lstm_on_bare_gradients", learned.lstm(hidden=(4,), preprocess=None)),
+    _learned("lstm_with_averaging", learned.lstm(hidden=(4,), averaging=2)),
+    _learned("mlp", learned.mlp()),
 ]
 
 METHODS = [*FIRST_ORDER, *ADAPTIVE, *SECOND_ORDER, *LEARNED]

@@ -1,4 +1,4 @@
-"""The command line: `l2ljax demo`, `train`, `compare`, `tasks`."""
+"""The command line: `l2ljax demo`, `train`, `compare`, `tasks`, `weights`."""
 
 import argparse
 import pathlib
@@ -77,9 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_commands.train, name="train")
     command.add_argument("--task", help="a name that `l2ljax tasks` lists")
     _add_data(command)
-    command.add_argument(
-        "--start", type=pathlib.Path, metavar="FOLDER", help="begin with these weights"
-    )
+    command.add_argument("--start", metavar="WEIGHTS", help="begin with these, a folder or a name")
     _add_run(command, default_out=None)
     _add_recipe(command)
 
@@ -95,8 +93,9 @@ def _parser() -> argparse.ArgumentParser:
         "--weights",
         required=True,
         nargs="+",
-        metavar="[NAME=]FOLDER",
-        help="trained optimizers; the first is the one that ratios compare with",
+        metavar="[NAME=]WEIGHTS",
+        help="trained optimizers, folders or names that `l2ljax weights` lists; the first is the "
+        "one that ratios compare with",
     )
     _add_data(command)
     command.add_argument(
@@ -107,6 +106,17 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("tasks", help="list the tasks")
     command.set_defaults(command=_commands.list_tasks)
+
+    command = commands.add_parser(
+        "weights",
+        help="list the trained optimizers that come with the package",
+        description="Lists the trained optimizers that come with the package: what they were "
+        "trained on, their scores and their limits. `l2ljax.learned.load(NAME)` loads one.",
+    )
+    command.set_defaults(command=_commands.list_weights)
+    command.add_argument(
+        "weights", nargs="?", metavar="NAME", help="shows the whole card of one, or of a folder"
+    )
     return parser
 
 

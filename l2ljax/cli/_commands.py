@@ -9,6 +9,7 @@ import pathlib
 import platform
 import shlex
 import types
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,32 @@ def list_tasks(arguments: argparse.Namespace) -> None:
         print(f"{name.ljust(width)}  {entry.description}{data}")
 
 
+def list_weights(arguments: argparse.Namespace) -> None:
+    """Prints the weights that come with the package, or one card."""
+    if arguments.weights is not None:
+        _, _, card = learned.restore(arguments.weights)
+        print("\n".join(_outline(card)))
+        return
+    cards = learned.shipped()
+    if not cards:
+        print("no weights come with this version; `l2ljax train` makes some")
+    for name, card in cards.items():
+        shown = {key: card[key] for key in ("trained_on", "scores", "limits") if key in card}
+        print("\n".join(_outline({name: shown})))
+
+
+def _outline(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """Plain JSON values, a line each, indented as they are nested."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{key}:"
+            yield from _outline(value, indent + "  ")
+        elif isinstance(value, float):
+            yield f"{indent}{key}: {value:.6g}"
+        else:
+            yield f"{indent}{key}: {value if isinstance(value, str) else json.dumps(value)}"
+
+
 def train(arguments: argparse.Namespace) -> None:
     """Meta-trains, and leaves weights with a card in the run's folder."""
     run, job = _open(arguments)
@@ -52,13 +79,19 @@ def compare(arguments: argparse.Namespace) -> None:
     """Compares saved weights with tuned baselines."""
     optimizers: dict[str, Any] = {}
     for text in arguments.weights:
-        name, _, path = text.rpartition("=")
-        path = pathlib.Path(path)
-        name = name or path.resolve().name
+        name, _, weights = text.rpartition("=")
+        name = name or pathlib.Path(weights).resolve().name
         if name in optimizers or name in evaluate.baselines():
-            raise ValueError(f"--weights must have one name each, got two of {name!r}; NAME=FOLDER")
-        optimizers[name] = learned.load(path)
-    folder = pathlib.Path(arguments.out or path)
+            raise ValueError(
+                f"--weights must have one name each, got two of {name!r}; NAME=WEIGHTS"
+            )
+        optimizers[name] = learned.load(weights)
+    if arguments.out is None and weights in learned.shipped():
+        raise ValueError(
+            f"--out must name a folder for table and figure, as {weights} comes with the package; "
+            "got none"
+        )
+    folder = pathlib.Path(arguments.out or weights)
     existing = [name for name in (TABLE, FIGURE) if (folder / name).exists()]
     if existing and not arguments.force:
         raise FileExistsError(f"{folder} has {' and '.join(existing)}; --force replaces them")
@@ -132,12 +165,19 @@ def _open(arguments: argparse.Namespace) -> tuple[Run, _Job]:
         "data_dir": None if arguments.data_dir is None else os.path.abspath(arguments.data_dir),
         "seed": arguments.seed,
         "command": _typed(arguments),
-        "start": None if arguments.start is None else os.path.abspath(arguments.start),
+        "start": _start(arguments.start),
         "recipe": dataclasses.asdict(_recipe(arguments)),
     }
     # Everything that can be refused is refused before the folder is touched.
     job = _job(settings)
     return Run.start(arguments.out, settings, force=arguments.force), job
+
+
+def _start(weights: str | None) -> str | None:
+    """What names the same weights from any folder: a run may be resumed from another one."""
+    if weights is None or weights in learned.shipped():
+        return weights
+    return os.path.abspath(weights)
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:

@@ -3,16 +3,20 @@
 from l2ljax.learned._adaptive import AdaptiveState
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
 from l2ljax.learned._lstm import LSTMState, lstm
+from l2ljax.learned._mlp import MLPState, mlp
 from l2ljax.learned._rnnprop import rnnprop
-from l2ljax.learned._weights import load, restore, save
+from l2ljax.learned._weights import load, restore, save, shipped
 
 __all__ = [
     "AdaptiveState",
     "LSTMState",
+    "MLPState",
     "adaptive_lstm",
     "load",
     "lstm",
+    "mlp",
     "restore",
     "rnnprop",
     "save",
+    "shipped",
 ]

@@ -40,26 +40,30 @@ def unflatten(flat: Float[Array, " coordinates"], like: PyTree) -> PyTree:
     return jax.tree.unflatten(structure, parts)
 
 
-def leaf_means(
-    rows: Float[Array, "rows coordinates"], sizes: list[int]
-) -> Float[Array, "rows leaves"]:
-    """The mean of each row over each leaf; zero over an empty one."""
-    sums = [jnp.sum(part, axis=-1, keepdims=True) for part in _split(rows, sizes)]
-    means = [total / max(1, size) for total, size in zip(sums, sizes, strict=True)]
+def leaf_means(rows: Float[Array, "rows coordinates"], like: PyTree) -> Float[Array, "rows leaves"]:
+    """The mean of each row over each leaf of `like`; zero over an empty one."""
+    means = [
+        jnp.sum(part, axis=-1, keepdims=True) / max(1, part.shape[-1])
+        for part in _split(rows, sizes(like))
+    ]
     return jnp.concatenate(means, axis=-1) if means else rows
 
 
 def at_coordinates(
-    rows: Float[Array, "rows leaves"], sizes: list[int]
+    rows: Float[Array, "rows leaves"], like: PyTree
 ) -> Float[Array, "rows coordinates"]:
-    """What each leaf has, at each of its coordinates."""
+    """What each leaf of `like` has, at each of its coordinates."""
     columns = [
-        jnp.broadcast_to(rows[:, i : i + 1], (rows.shape[0], size)) for i, size in enumerate(sizes)
+        jnp.broadcast_to(column, (rows.shape[0], size))
+        for column, size in zip(_split(rows, [1] * rows.shape[1]), sizes(like), strict=True)
     ]
     return jnp.concatenate(columns, axis=-1) if columns else rows
 
 
 def _split(x: Float[Array, "*rows coordinates"], sizes: list[int]) -> list[Array]:
     """The part of each leaf along the last axis."""
-    ends = list(itertools.accumulate(sizes))
-    return [x[..., end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    ends = itertools.accumulate(sizes)
+    return [
+        jax.lax.slice_in_dim(x, end - size, end, axis=-1)
+        for end, size in zip(ends, sizes, strict=True)
+    ]

@@ -12,6 +12,7 @@ from l2ljax import _checks, checkpoint
 from l2ljax.core import LearnedOptimizer, Phi
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
 from l2ljax.learned._lstm import lstm
+from l2ljax.learned._mlp import mlp
 from l2ljax.learned._rnnprop import rnnprop
 
 Path = str | os.PathLike[str]
@@ -19,9 +20,13 @@ Path = str | os.PathLike[str]
 FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "adaptive_lstm": adaptive_lstm,
     "lstm": lstm,
+    "mlp": mlp,
     "rnnprop": rnnprop,
 }
 """The learned optimizers that a card may name."""
+
+SHIPPED = pathlib.Path(__file__).parent / "weights"
+"""The folder of the weights that come with the package: one folder each, by name."""
 
 
 def save(path: Path, opt: LearnedOptimizer, phi: Phi, card: Mapping[str, Any]) -> None:
@@ -67,11 +72,30 @@ def save(path: Path, opt: LearnedOptimizer, phi: Phi, card: Mapping[str, Any]) -
     checkpoint.save_weights(folder, phi, {**card, "optimizer": opt.spec})
 
 
+def shipped() -> dict[str, dict[str, Any]]:
+    """The weights that come with the package.
+
+    Returns:
+        The card of each by the name that `load` takes. A card says among other things what the
+        weights were `trained_on`, their `scores` and `limits`, and the `command` that made them.
+
+    Raises:
+        ValueError: if a card is damaged.
+
+    >>> all("limits" in card for card in shipped().values())
+    True
+    """
+    return {path.parent.name: checkpoint.read_card(path.parent) for path in _shipped_cards()}
+
+
 def restore(name_or_path: Path) -> tuple[LearnedOptimizer, Phi, dict[str, Any]]:
     """Reads a learned optimizer, its meta-parameters and its card.
 
     Args:
-        name_or_path: a folder that `save` wrote.
+        name_or_path: the name of weights that come with the package (see `shipped`), or a folder
+            that `save` wrote. A text that is such a name means these weights on every machine,
+            also where a folder has the same name: that folder is `"./name"`, or a `pathlib.Path`,
+            which is never a name.
 
     Returns:
         The optimizer, φ and the card.
@@ -81,9 +105,10 @@ def restore(name_or_path: Path) -> tuple[LearnedOptimizer, Phi, dict[str, Any]]:
         ValueError: if the files are damaged, or the weights do not fit the architecture that the
             card names.
     """
-    card = checkpoint.read_card(name_or_path)
+    folder = _folder(name_or_path)
+    card = checkpoint.read_card(folder)
     spec = card.get("optimizer")
-    where = pathlib.Path(name_or_path) / checkpoint.CARD
+    where = folder / checkpoint.CARD
     if not isinstance(spec, dict) or not isinstance(spec.get("arguments"), dict):
         raise ValueError(f"{where} must name the optimizer and its arguments, got {spec!r}")
     name = str(spec.get("name"))
@@ -92,7 +117,7 @@ def restore(name_or_path: Path) -> tuple[LearnedOptimizer, Phi, dict[str, Any]]:
         opt = FACTORIES[name](**spec["arguments"])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} has arguments that {name} does not take: {error}") from error
-    phi = checkpoint.read_weights(name_or_path, jax.eval_shape(opt.init, jax.random.key(0)))
+    phi = checkpoint.read_weights(folder, jax.eval_shape(opt.init, jax.random.key(0)))
     return opt, phi, card
 
 
@@ -100,7 +125,8 @@ def load(name_or_path: Path) -> optax.GradientTransformation:
     """A trained optimizer, ready to use.
 
     Args:
-        name_or_path: a folder that `save` wrote.
+        name_or_path: the name of weights that come with the package, or a folder that `save` wrote;
+            as in `restore`.
 
     Returns:
         An ordinary optax transformation.
@@ -111,3 +137,24 @@ def load(name_or_path: Path) -> optax.GradientTransformation:
     """
     opt, phi, _ = restore(name_or_path)
     return opt.bind(phi)
+
+
+def _shipped_cards() -> list[pathlib.Path]:
+    return sorted(SHIPPED.glob(f"*/{checkpoint.CARD}"))
+
+
+def _folder(name_or_path: Path) -> pathlib.Path:
+    """The folder of a name or path."""
+    path = pathlib.Path(name_or_path)
+    if not isinstance(name_or_path, str) or path.name != name_or_path:
+        return path
+    names = [card.parent.name for card in _shipped_cards()]
+    if name_or_path in names:
+        return SHIPPED / name_or_path
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"{name_or_path} does not exist: it is no folder, and none of the weights that come "
+            f"with l2ljax, {names}; expected one of these names, or the path of a folder with "
+            f"{checkpoint.WEIGHTS} and {checkpoint.CARD}"
+        )
+    return path

@@ -1,0 +1,77 @@
+"""Puts the weights of a finished run into the package, where `l2ljax.learned.load` finds them.
+
+    python benchmarks/ship.py runs/mnist lstm-mnist \
+        --trained-on "the paper's MLP on MNIST, episodes of 100 steps" \
+        --limits "fails on ReLU networks; beyond 200 steps losses rise"
+
+The card goes with them, and says besides what they were trained on and what they cannot do. Where
+the run has a comparison with tuned baselines, its final losses join the card's scores.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from l2ljax import checkpoint, learned
+from l2ljax.learned import _weights
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=pathlib.Path, help="folder of a finished run")
+    parser.add_argument("name", help="what `learned.load` will take: letters, digits and hyphens")
+    parser.add_argument("--trained-on", required=True, help="tasks and lengths of episodes")
+    parser.add_argument("--limits", required=True, help="where not to use them")
+    parser.add_argument("--force", action="store_true", help="replace weights of the same name")
+    arguments = parser.parse_args(argv)
+    try:
+        print(ship(**vars(arguments)))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def ship(
+    run: pathlib.Path, name: str, *, trained_on: str, limits: str, force: bool = False
+) -> pathlib.Path:
+    """Copies weights and card; returns their folder."""
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise ValueError(f"name must be of small letters, digits and hyphens, got {name!r}")
+    for argument, text in {"trained_on": trained_on, "limits": limits}.items():
+        if not text.strip():
+            raise ValueError(f"{argument} must say something, got {text!r}")
+    opt, phi, card = learned.restore(run)
+    if not card.get("command"):
+        raise ValueError(f"{run / checkpoint.CARD} must have the command that made the weights")
+    folder = _weights.SHIPPED / name
+    files = [folder / checkpoint.WEIGHTS, folder / checkpoint.CARD]
+    if force:
+        for file in files:
+            file.unlink(missing_ok=True)
+    scores = _scores(run, card.get("scores", {}))
+    card = {**card, "trained_on": trained_on, "limits": limits, "scores": scores}
+    learned.save(folder, opt, phi, card)
+    return folder
+
+
+def _scores(run: pathlib.Path, scores: dict[str, Any]) -> dict[str, Any]:
+    """The scores of a card, a comparison shortened to what a reader asks for."""
+    comparison = scores.get("comparison")
+    if (run / "comparison.json").exists():
+        comparison = json.loads((run / "comparison.json").read_text())
+    if comparison is None:
+        return scores
+    kept = ("task", "command", "problems", "steps")
+    return {
+        **scores,
+        "comparison": {
+            **{key: comparison[key] for key in kept if key in comparison},
+            "final": {row["name"]: row["final"] for row in comparison["rows"]},
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()
