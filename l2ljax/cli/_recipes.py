@@ -86,3 +86,6 @@ RECIPES: dict[str, Recipe] = {
     "digits": Recipe(steps=1200, batch=4),
     "mnist": Recipe(steps=1000, batch=1),
 }
+RECIPES |= dict.fromkeys(
+    ("cifar10", "cifar5", "cifar5-sub", "cifar2", "cifar2-sub"), RECIPES["mnist"]
+)

@@ -2,11 +2,13 @@
 
 from l2ljax.tasks._augment import augment
 from l2ljax.tasks._catalogue import CATALOGUE, Entry, Family, load
+from l2ljax.tasks._cifar10 import cifar10
+from l2ljax.tasks._classifiers import convnet_classifier, mlp_classifier
 from l2ljax.tasks._dataset import Dataset, Split
 from l2ljax.tasks._digits import digits
 from l2ljax.tasks._mnist import mnist
 from l2ljax.tasks._quadratic import quadratic
-from l2ljax.tasks._supervised import cross_entropy, mlp_classifier, squared_error, supervised
+from l2ljax.tasks._supervised import cross_entropy, squared_error, supervised
 
 __all__ = [
     "CATALOGUE",
@@ -15,6 +17,8 @@ __all__ = [
     "Family",
     "Split",
     "augment",
+    "cifar10",
+    "convnet_classifier",
     "cross_entropy",
     "digits",
     "load",

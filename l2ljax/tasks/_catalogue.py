@@ -1,16 +1,18 @@
 """The tasks that the command line knows by name."""
 
 import dataclasses
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from l2ljax import _checks
 from l2ljax.core import Task
+from l2ljax.tasks._cifar10 import cifar10
+from l2ljax.tasks._classifiers import convnet_classifier, mlp_classifier
 from l2ljax.tasks._digits import digits
 from l2ljax.tasks._mnist import mnist
 from l2ljax.tasks._quadratic import quadratic
-from l2ljax.tasks._supervised import mlp_classifier
 
 DataDir = str | os.PathLike[str] | None
 
@@ -57,25 +59,29 @@ def load(name: str, data_dir: DataDir = None) -> Family:
     | quadratic | fresh functions | fresh functions |
     | digits | 898 images | 719 other images |
     | mnist | the first 30,000 training images | the other 30,000 |
+    | cifar10 | the first 25,000 training images | the other 25,000 |
+    | cifar5, cifar2 | those of classes 0 to 4, or 0 and 1 | of the same classes |
+    | cifar5-sub, cifar2-sub | those of classes 5 to 9, or 2 to 9 | as cifar5, cifar2 |
 
-    MNIST's test images are not touched: they stay for claims about classifiers.
+    Test images are not touched: they stay for claims about classifiers. With `-sub`, an optimizer
+    is meta-trained on no class that it is evaluated on.
 
     Args:
         name: a name in `CATALOGUE`.
-        data_dir: folder with the data; see `mnist`.
+        data_dir: folder with the data; see `mnist` and `cifar10`.
 
     Returns:
         Two tasks with one structure, so one runs in the program that was compiled for the other
-        if their data have one shape. Quadratics are told apart by their keys alone.
+        if their data have one shape; only those of cifar2-sub have different numbers of classes.
+        Quadratics are told apart by their keys alone.
 
     Raises:
         ValueError: for a name that the catalogue does not have.
         FileNotFoundError: for data that are not there.
 
-    >>> load("digit")
+    >>> load("digit")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    ValueError: task must be one of ['quadratic', 'digits', 'mnist'], got 'digit';
-        did you mean 'digits'?
+    ValueError: task must be one of [...], got 'digit'; did you mean 'digits'?
     """
     _checks.choice("task", name, CATALOGUE)
     return CATALOGUE[name].tasks(data_dir)
@@ -95,6 +101,31 @@ def _digits(data_dir: DataDir) -> Family:
 def _mnist(data_dir: DataDir) -> Family:
     data = mnist(data_dir, validation=30_000)
     return Family(mlp_classifier(data, split="train"), mlp_classifier(data, split="validation"))
+
+
+def _cifar(
+    data_dir: DataDir, *, labels: Sequence[int] | None, train_labels: Sequence[int] | None
+) -> Family:
+    data = cifar10(data_dir, labels)
+    train = data if train_labels is None else cifar10(data_dir, train_labels)
+    return Family(
+        convnet_classifier(train, split="train"), convnet_classifier(data, split="validation")
+    )
+
+
+def _cifar_entry(
+    description: str,
+    labels: Sequence[int] | None = None,
+    train_labels: Sequence[int] | None = None,
+) -> Entry:
+    """The paper's ConvNet on some classes; meta-training on the same ones or on others."""
+    return Entry(
+        description,
+        needs_data=True,
+        horizon=100,
+        final_window=10,
+        tasks=functools.partial(_cifar, labels=labels, train_labels=train_labels),
+    )
 
 
 CATALOGUE: dict[str, Entry] = {
@@ -118,5 +149,14 @@ CATALOGUE: dict[str, Entry] = {
         horizon=100,
         final_window=10,
         tasks=_mnist,
+    ),
+    "cifar10": _cifar_entry("a ConvNet with batch normalization on CIFAR-10, minibatches of 128"),
+    "cifar5": _cifar_entry("the same on CIFAR-10's classes 0 to 4", range(5)),
+    "cifar5-sub": _cifar_entry(
+        "cifar5 for an optimizer that knows classes 5 to 9 alone", range(5), range(5, 10)
+    ),
+    "cifar2": _cifar_entry("the same on CIFAR-10's classes 0 and 1", range(2)),
+    "cifar2-sub": _cifar_entry(
+        "cifar2 for an optimizer that knows classes 2 to 9 alone", range(2), range(2, 10)
     ),
 }

@@ -1,15 +1,13 @@
 """Handwritten digits of 28x28 pixels, from local files or by download."""
 
-import gzip
 import math
-import os
-import zlib
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from l2ljax import _checks
+from l2ljax.tasks import _files
 from l2ljax.tasks._dataset import Dataset, Split
 
 _URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -34,7 +32,7 @@ _CHECKSUMS = {
 
 
 def mnist(
-    data_dir: str | os.PathLike[str] | None = None, validation: int = 30_000, url: str = _URL
+    data_dir: _files.DataDir | None = None, validation: int = 30_000, url: str = _URL
 ) -> Dataset:
     """The MNIST handwritten digits: 60,000 training and 10,000 test images of 28x28 pixels.
 
@@ -72,7 +70,7 @@ def mnist(
     _checks.count("validation", validation, least=0)
     if validation >= 60_000:
         raise ValueError(f"validation must be less than the 60,000 images, got {validation}")
-    files = _download(url) if data_dir is None else _find(Path(data_dir))
+    files = _download(url) if data_dir is None else _find(data_dir)
     arrays = {name: _read(file, _SHAPES[name]) for name, file in files.items()}
     train = _split(arrays[_TRAIN_IMAGES], arrays[_TRAIN_LABELS])
     kept = len(train) - validation
@@ -89,62 +87,31 @@ def _split(images: np.ndarray, labels: np.ndarray) -> Split:
     return Split(jnp.asarray(images[..., None]), jnp.asarray(labels, jnp.int32), maximum=255)
 
 
-def _find(data_dir: Path) -> dict[str, Path]:
-    """The four files, from the folder or the subfolder that has most of them."""
-    if not data_dir.is_dir():
-        raise FileNotFoundError(
-            f"data_dir must be a folder with the MNIST files, got {str(data_dir)!r}"
-        )
-    found: dict[str, Path] = {}
-    for folder in (data_dir, data_dir / "mnist", data_dir / "MNIST" / "raw"):
-        here = {
-            name: file
-            for name in _SHAPES
-            for file in (folder / f"{name}.gz", folder / name)
-            if file.is_file()
-        }
-        found = max(found, here, key=len)
-    missing = [name for name in _SHAPES if name not in found]
-    if missing:
-        place = next(iter(found.values())).parent if found else data_dir
-        raise FileNotFoundError(
-            f"{str(place)!r} must have the MNIST files {', '.join(_SHAPES)}, gzipped (.gz) or not, "
-            f"there or in its 'mnist' or 'MNIST/raw'; missing: {', '.join(missing)}"
-        )
+def _find(data_dir: _files.DataDir) -> dict[str, Path]:
+    found = _files.find(
+        data_dir,
+        "MNIST",
+        _SHAPES,
+        folders=("", "mnist", "MNIST/raw"),
+        suffixes=(".gz", ""),
+    )
+    expected = (
+        f"the MNIST files {', '.join(_SHAPES)}, gzipped (.gz) or not, there or in its 'mnist' or "
+        "'MNIST/raw'"
+    )
+    _files.require_all(found, _SHAPES, data_dir, expected)
     return found
 
 
 def _download(url: str) -> dict[str, Path]:
-    try:
-        import pooch
-    except ImportError as error:
-        raise ImportError(
-            "to download MNIST takes pooch: pip install 'l2ljax[data]'; "
-            "or pass data_dir=, a folder with its files"
-        ) from error
-    return {
-        name: Path(
-            pooch.retrieve(
-                f"{url.rstrip('/')}/{name}.gz",
-                known_hash=f"md5:{checksum}",
-                fname=f"{name}.gz",
-                path=Path(pooch.os_cache("l2ljax")) / "mnist",
-                progressbar=True,
-            )
-        )
-        for name, checksum in _CHECKSUMS.items()
-    }
+    checksums = {f"{name}.gz": checksum for name, checksum in _CHECKSUMS.items()}
+    files = _files.download(url, "MNIST", checksums, "mnist")
+    return {name: files[f"{name}.gz"] for name in _CHECKSUMS}
 
 
 def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Reads an IDX file of bytes: a magic number, the shape, all big-endian, and the values."""
-    data = file.read_bytes()
-    # By content, not by name: browsers and archivers unpack files and leave the name.
-    if data.startswith(b"\x1f\x8b"):
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{file} must be a whole gzip file, got: {error}") from error
+    data = _files.read(file)
     magic = bytes([0, 0, 8, len(shape)])
     if data[:4] != magic:
         raise ValueError(

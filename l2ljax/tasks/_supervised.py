@@ -1,6 +1,6 @@
-"""Fitting a network to labelled examples: any model's, or a multilayer perceptron's."""
+"""Fitting any model to labelled examples."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
-from l2ljax import _checks, networks
+from l2ljax import _checks
 from l2ljax.core import Key, Params, Problem, Scalar, Task, as_partial, closure
 from l2ljax.tasks._dataset import Dataset, Split
 
@@ -134,73 +134,6 @@ def supervised(
         init=draw,
         loss=closure(_loss, data, as_partial(apply), as_partial(loss), batch_size=batch_size),
     )
-
-
-def mlp_classifier(
-    dataset: Dataset,
-    hidden: Sequence[int] = (20,),
-    activation: str = "sigmoid",
-    batch_size: int | None = 128,
-    split: str = "train",
-    init_std: float | None = None,
-) -> Task:
-    r"""Trains a multilayer perceptron to classify by cross-entropy.
-
-    $$f(\theta) = -\frac{1}{|B|} \sum_{i \in B} \log p_\theta(y_i \mid x_i)$$
-
-    Args:
-        dataset: examples with class numbers as labels.
-        hidden: units of each hidden layer; `()` is logistic regression.
-        activation: "sigmoid", "tanh", "relu" or "elu".
-        batch_size: examples in a minibatch, drawn with replacement; None takes all of the split,
-            and makes the loss deterministic.
-        split: "train", "validation" or "test".
-        init_std: None draws weights from N(0, 1/fan-in) and sets biases to zero; a number draws
-            both from N(0, init_std²).
-
-    Returns:
-        A task; `problem` is `()`, `params` is `{"Dense_0": {"kernel": f32[in, h0],
-        "bias": f32[h0]}, ...}`. The loss is computed in the dtype of `params`, in `float32` at
-        least from the logits on.
-
-    Raises:
-        ValueError: for a data set without classes, sizes below one, an unknown activation or split,
-            or a negative `init_std`.
-
-    Reference:
-        Andrychowicz et al., 2016, section 3.2: MNIST, 20 sigmoid units; the authors' code has
-        `init_std=0.01`.
-
-    >>> from l2ljax.tasks import digits
-    >>> task = mlp_classifier(digits())
-    >>> params = task.init(jax.random.key(0), ())
-    >>> loss, grad = jax.value_and_grad(task.loss)(params, (), jax.random.key(1))
-    >>> sum(leaf.size for leaf in jax.tree.leaves(grad)), 2 < loss < 3
-    (1510, Array(True, dtype=bool))
-    """
-    if dataset.classes is None:
-        raise ValueError(f"dataset must have a number of classes, got None for {dataset.name}")
-    hidden = tuple(hidden)
-    for units in hidden:
-        _checks.count("hidden", units)
-    _checks.choice("activation", activation, networks.ACTIVATIONS)
-    if init_std is not None:
-        _checks.non_negative("init_std", init_std)
-        init_std = float(init_std)
-    shape = {"hidden": hidden, "outputs": dataset.classes, "activation": activation}
-    return supervised(
-        closure(networks.mlp_init, **shape, init_std=init_std),
-        closure(_mlp_apply, **shape),
-        cross_entropy,
-        dataset,
-        batch_size=batch_size,
-        split=split,
-    )
-
-
-def _mlp_apply(params: Params, inputs: Array, **settings: Any) -> Array:
-    dtype = params["Dense_0"]["kernel"].dtype
-    return networks.mlp_apply(params, inputs.astype(dtype), **settings)
 
 
 def _refuse_mutable(params: Params) -> None:

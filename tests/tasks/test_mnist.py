@@ -1,12 +1,8 @@
-import contextlib
-import functools
 import gzip
 import hashlib
-import http.server
 import os
 import shutil
 import sys
-import threading
 
 import jax
 import numpy as np
@@ -166,43 +162,22 @@ def test_mnist_names_a_bad_validation_size(archives, validation):
         mnist(archives, validation=validation)
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
-@contextlib.contextmanager
-def _serve(folder):
-    handler = functools.partial(_Quiet, directory=folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def cache(monkeypatch, tmp_path):
-    pooch = pytest.importorskip("pooch")
-    monkeypatch.setattr(pooch, "os_cache", lambda project: tmp_path / "cache" / project)
-    return tmp_path / "cache" / "l2ljax" / "mnist"
-
-
-def test_mnist_downloads_once_and_again_only_what_was_spoiled(archives, cache, monkeypatch, capfd):
+def test_mnist_downloads_once_and_again_only_what_was_spoiled(
+    archives, serve, cache, monkeypatch, capfd
+):
     sums = {file.stem: hashlib.md5(file.read_bytes()).hexdigest() for file in archives.iterdir()}
     monkeypatch.setattr(sys.modules["l2ljax.tasks._mnist"], "_CHECKSUMS", sums)
-    with _serve(archives) as url:
+    with serve(archives) as url:
         _check_content(mnist(url=url))
         assert "100%" in capfd.readouterr().err
-        (cache / f"{LABELS}.gz").write_bytes(b"spoiled")
+        (cache / "mnist" / f"{LABELS}.gz").write_bytes(b"spoiled")
         _check_content(mnist(url=url))
     # The server is gone.
     _check_content(mnist(url=url))
 
 
-def test_mnist_refuses_a_download_without_the_published_checksum(archives, cache):
-    with _serve(archives) as url, pytest.raises(ValueError, match=rf"{IMAGES}\.gz.*hash"):
+def test_mnist_refuses_a_download_without_the_published_checksum(archives, serve, cache):
+    with serve(archives) as url, pytest.raises(ValueError, match=rf"{IMAGES}\.gz.*hash"):
         mnist(url=url)
     assert not [file for file in cache.rglob("*") if file.is_file()]
 
