@@ -2,6 +2,9 @@
 
 An episode's key is split into (problem, init, loss). Inner step t uses `fold_in(loss_key, t)` for
 loss and gradient alike. Problem i of a batch uses `fold_in(key, i)`.
+
+What else an estimator draws from that key, it folds numbers of 2³¹ and above into it: no batch has
+so many problems, so problems are the same with or without such draws.
 """
 
 from typing import NamedTuple
@@ -11,6 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
 from l2ljax.core import Key, Params, Problem, Task
+
+HORIZON_DRAW = 2**31
+"""Folded into the key that begins an episode, for the draw of its horizon."""
+
+TASK_DRAW = 2**31 + 1
+"""Folded into the key of a call, for the draw of one of several tasks."""
 
 
 class Episode(NamedTuple):
@@ -37,3 +46,8 @@ def begin(task: Task, key: Key) -> Episode:
 def batch_keys(key: Key, batch: int) -> Shaped[Array, "batch *words"]:
     """The episodes' keys of a batch: `fold_in(key, i)` for problem i."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
+
+
+def member_key(key: Key, member: int) -> Key:
+    """The key of one of several members: for the first the key itself, else folded with 2³¹+1+i."""
+    return key if member == 0 else jax.random.fold_in(key, 2**31 + 1 + member)

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -23,8 +23,10 @@ from l2ljax.core import (
     as_partial,
     as_pytree,
 )
+from l2ljax.meta._mixture import Mixture, mixture
 from l2ljax.meta._progress import Callback, Progress, ProgressBar, TrainState
-from l2ljax.meta._truncated import EstimatorFactory, truncated
+from l2ljax.meta._segments import EstimatorFactory
+from l2ljax.meta._truncated import truncated
 from l2ljax.meta._validation import consider
 
 
@@ -49,7 +51,7 @@ class TrainResult:
 
 def make_step(
     opt: LearnedOptimizer,
-    task: Task,
+    task: Task | Sequence[Task],
     *,
     key: Key,
     batch: int = 1,
@@ -64,7 +66,7 @@ def make_step(
 
     Args:
         opt: the learned optimizer.
-        task: what it is trained on.
+        task: what it is trained on; several tasks as in `train`.
         key: draws the first φ and the estimator's first state.
         batch: problems of one meta-gradient.
         meta_optimizer: any optax transformation; default `optax.adam(1e-3)`.
@@ -76,7 +78,7 @@ def make_step(
         holds `loss`, `grad_norm`, `skipped` and the estimator's `aux`.
 
     Raises:
-        ValueError: for a batch below 1.
+        ValueError: for a batch below 1, or no task.
 
     >>> import l2ljax as l2l
     >>> key = jax.random.key(0)
@@ -92,7 +94,7 @@ def make_step(
 
 def train(
     opt: LearnedOptimizer,
-    task: Task,
+    task: Task | Sequence[Task],
     *,
     key: Key,
     steps: int,
@@ -119,9 +121,22 @@ def train(
     Gradient clipping and schedules belong to the meta-optimizer:
     `optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))`.
 
+    What makes a learned optimizer work beyond the problems and the horizon that it saw:
+
+    | it fails | a remedy |
+    |---|---|
+    | after more steps than it was trained for | `truncated(horizon=[100, 200, 500])` |
+    | so, and long episodes explode at first | `truncated(horizon=..., curriculum=50)` |
+    | late in a run, where losses are small | `truncated(meta_loss="log")`, `step_weights=` |
+    | to beat a plain method, or to start at all | `imitation(teacher)` in a `weighted` sum |
+    | on other architectures | several tasks, see `mixture` |
+    | on some of those tasks: one rules the gradient | `mixture(normalize="gradient")` |
+    | on fresh problems, after too many meta-steps | `validate=validation(...)` |
+
     Args:
         opt: the learned optimizer.
-        task: what it is trained on.
+        task: what it is trained on; or several tasks, of which every meta-step draws one (see
+            `mixture`, whose `estimator=mixture(...)` has weights and an estimator for each).
         key: PRNG key of the whole run.
         steps: meta-updates (with truncation 20 and horizon 100, five to an episode).
         batch: problems of one meta-gradient.
@@ -142,7 +157,8 @@ def train(
         A `TrainResult`.
 
     Raises:
-        ValueError: for sizes below 1, `patience` without `validate`, or a `state` past `steps`.
+        ValueError: for sizes below 1, no task, `patience` without `validate`, or a `state` past
+            `steps`.
         FloatingPointError: if no meta-gradient was finite in the last `chunk` meta-steps, or in
             all there were.
 
@@ -192,12 +208,15 @@ def train(
 
 def _prepare(
     opt: LearnedOptimizer,
-    task: Task,
+    task: Task | Sequence[Task],
     batch: int,
     meta_optimizer: optax.GradientTransformation | None,
     estimator: EstimatorFactory | None,
 ) -> tuple[Estimator, optax.GradientTransformation]:
-    estimates = (estimator or truncated())(opt, task, batch)
+    estimator = estimator or truncated()
+    if not isinstance(task, Task) and not isinstance(estimator, Mixture):
+        estimator = mixture(estimator)
+    estimates = estimator(opt, task, batch)
     return estimates, as_pytree(meta_optimizer or optax.adam(1e-3))
 
 

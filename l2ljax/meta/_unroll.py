@@ -1,5 +1,6 @@
 """The inner loop: optimize one problem with one transformation, as a single `lax.scan`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -57,7 +58,7 @@ def unroll(
     _, init_key, loss_key = jax.random.split(key, 3)
     params = task.init(init_key, problem)
     losses, params, _ = advance(
-        tx,
+        update_rule(tx, task, batched=False),
         task,
         Episode(problem, params, loss_key),
         tx.init(params),
@@ -87,7 +88,7 @@ def unroll_batch(
     """
     episode = jax.vmap(begin, in_axes=(None, 0))(task, batch_keys(key, problems))
     losses, _, _ = advance(
-        tx,
+        update_rule(tx, task, batched=True),
         task,
         episode,
         init_batch(tx, episode.params),
@@ -106,8 +107,49 @@ def init_batch(tx: optax.GradientTransformation, params: Params) -> Any:
     return jax.vmap(tx.init)(params)
 
 
+def update_rule(
+    tx: optax.GradientTransformation, task: Task, *, batched: bool
+) -> Callable[..., tuple[Params, Any]]:
+    """How `tx` updates one problem, or a batch of them, at an inner step.
+
+    Args:
+        tx: any optax transformation; one that takes extra arguments gets them.
+        task: where the function of such a transformation comes from.
+        batched: whether all trees have a leading axis of problems, and `opt_state` is that of
+            `init_batch`.
+
+    Returns:
+        `update(gradient, opt_state, params, value, problem, loss_key, t) -> (updates, opt_state)`.
+    """
+
+    def update(
+        gradient: Params,
+        opt_state: Any,
+        params: Params,
+        value: Array,
+        problem: Problem,
+        loss_key: Array,
+        t: Array,
+    ) -> tuple[Params, Any]:
+        if not isinstance(tx, optax.GradientTransformationExtraArgs):
+            return tx.update(gradient, opt_state, params)
+        key = jax.random.fold_in(loss_key, t)
+        return tx.update(
+            gradient,
+            opt_state,
+            params,
+            value=value,
+            grad=gradient,
+            value_fn=lambda params: task.loss(params, problem, key),
+        )
+
+    if batched and not isinstance(tx, CoordinatewiseTransformation):
+        return jax.vmap(update, in_axes=(0, 0, 0, 0, 0, 0, None))
+    return update
+
+
 def advance(
-    tx: optax.GradientTransformation,
+    update: Callable[..., tuple[Params, Any]],
     task: Task,
     episode: Episode,
     opt_state: Any,
@@ -123,10 +165,10 @@ def advance(
     a transformation that is not coordinate-wise.
 
     Args:
-        tx: any optax transformation.
+        update: what `update_rule` returned, or another function like it.
         task: the task of the episode.
         episode: the problem, the present params and the key of its losses.
-        opt_state: the present state of `tx`; for a batch the one from `init_batch`.
+        opt_state: the present state that `update` takes.
         start: inner steps that are already done.
         steps: inner steps to take.
         second_derivatives: as in `unroll`.
@@ -150,41 +192,20 @@ def advance(
             return value, value, gradient
         return _value_with_gradient(value, gradient, params), value, gradient
 
-    def update(
-        gradient: Params,
-        opt_state: Any,
-        params: Params,
-        value: Array,
-        problem: Problem,
-        loss_key: Array,
-        t: Array,
-    ) -> tuple[Params, Any]:
-        if isinstance(tx, optax.GradientTransformationExtraArgs):
-            key = jax.random.fold_in(loss_key, t)
-            updates, opt_state = tx.update(
-                gradient,
-                opt_state,
-                params,
-                value=value,
-                grad=gradient,
-                value_fn=lambda params: task.loss(params, problem, key),
-            )
-        else:
-            updates, opt_state = tx.update(gradient, opt_state, params)
+    def move(gradient: Params, opt_state: Any, params: Params, *rest: Any) -> tuple[Params, Any]:
+        updates, opt_state = update(gradient, opt_state, params, *rest)
         return optax.apply_updates(params, updates), opt_state
 
     if batched:
         measure = jax.vmap(measure, in_axes=(0, 0, 0, None))
-        if not isinstance(tx, CoordinatewiseTransformation):
-            update = jax.vmap(update, in_axes=(0, 0, 0, 0, 0, 0, None))
     # The backward pass recomputes the update from one gradient and one state a step instead of
     # storing what is inside. Inside scan CSE cannot undo that, and its barriers cost time.
-    update = jax.checkpoint(update, prevent_cse=False)
+    move = jax.checkpoint(move, prevent_cse=False)
 
     def step(carry: tuple[Params, Any], t: Array) -> tuple[tuple[Params, Any], Array]:
         params, opt_state = carry
         objective, value, gradient = measure(params, problem, loss_key, t)
-        return update(gradient, opt_state, params, value, problem, loss_key, t), objective
+        return move(gradient, opt_state, params, value, problem, loss_key, t), objective
 
     times = start + jnp.arange(steps, dtype=jnp.int32)
     (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), times)

@@ -1,6 +1,6 @@
 """Early stopping: score φ on fresh problems and keep the best one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from l2ljax import _checks
 from l2ljax.core import Key, LearnedOptimizer, Phi, Scalar, Task, as_pytree, closure
+from l2ljax.meta._episodes import member_key
 from l2ljax.meta._progress import TrainState
 from l2ljax.meta._unroll import unroll_batch
 
@@ -38,29 +39,38 @@ def final_loss(
 
 def validation(
     opt: LearnedOptimizer,
-    task: Task,
+    task: Task | Sequence[Task],
     *,
     key: Key,
-    horizon: int = 100,
+    horizon: int | Sequence[int] = 100,
     problems: int = 32,
-    window: int = 10,
+    window: int | Sequence[int] = 10,
 ) -> Callable[[Phi], Scalar]:
-    """A score of φ for `train(validate=...)`: its mean final loss on fixed fresh problems.
+    r"""A score of φ for `train(validate=...)`: its mean final loss on fixed fresh problems.
+
+    For several tasks, whose losses may have other scales, it is the mean over tasks of
+
+    $$\log \frac{\text{mean final loss}}{\text{mean loss at } \theta_0}$$
+
+    where both means are over problems: e^score is the factor to which losses fall, whatever their
+    units. Losses must be positive for that.
 
     Args:
         opt: the learned optimizer.
-        task: the task, best on data that meta-training does not draw from.
-        key: draws the problems; they are the same ones in every call.
-        horizon: inner steps of a run.
-        problems: number of problems.
+        task: the task, best on data that meta-training does not draw from; or several.
+        key: draws the problems; they are the same ones in every call. Task i > 0 of several draws
+            its own with `fold_in(key, 2**31 + 1 + i)`.
+        horizon: inner steps of a run; for several tasks also one number for each.
+        problems: number of problems, of each task.
         window: the final loss is the mean over the last `window` updates: 10 for minibatch tasks,
-            1 for deterministic ones.
+            1 for deterministic ones; for several tasks also one number for each.
 
     Returns:
         A compiled function of φ; infinite where a run diverged.
 
     Raises:
-        ValueError: for a size below 1, or a window larger than the horizon.
+        ValueError: for no task, a size below 1, a window larger than the horizon, or another number
+            of them than of tasks.
 
     >>> import l2ljax as l2l
     >>> opt = l2l.learned.lstm()
@@ -68,11 +78,36 @@ def validation(
     >>> score(opt.init(jax.random.key(1))).shape
     ()
     """
-    for name, value in [("horizon", horizon), ("problems", problems), ("window", window)]:
-        _checks.count(name, value)
-    if window > horizon:
-        raise ValueError(f"window must be at most horizon={horizon}, got {window}")
-    return closure(_score, opt, task, key, horizon=horizon, problems=problems, window=window)
+    _checks.count("problems", problems)
+    tasks = (task,) if isinstance(task, Task) else tuple(task)
+    if not tasks:
+        raise ValueError("task must be a Task or a sequence of them, got none")
+    settings = list(
+        zip(
+            _for_each("horizon", horizon, len(tasks)),
+            _for_each("window", window, len(tasks)),
+            strict=True,
+        )
+    )
+    for steps, last in settings:
+        if last > steps:
+            raise ValueError(f"window must be at most horizon={steps}, got {last}")
+    if isinstance(task, Task):
+        steps, last = settings[0]
+        return closure(_score, opt, task, key, horizon=steps, problems=problems, window=last)
+    return closure(_score_several, opt, tasks, key, problems=problems, settings=tuple(settings))
+
+
+def _for_each(name: str, value: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """One number for each of `count` tasks."""
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * count
+    if len(values) != count:
+        raise ValueError(
+            f"{name} must be one number, or one for each of {count} tasks, got {value!r}"
+        )
+    for number in values:
+        _checks.count(name, number)
+    return values
 
 
 def _score(
@@ -88,6 +123,28 @@ def _score(
     tx = as_pytree(opt.bind(phi))
     losses = unroll_batch(tx, task, key, horizon=horizon, problems=problems)
     score = final_loss(losses, window).mean()
+    return jnp.where(jnp.isfinite(score), score, jnp.inf)
+
+
+def _score_several(
+    opt: LearnedOptimizer,
+    tasks: tuple[Task, ...],
+    key: Key,
+    phi: Phi,
+    *,
+    problems: int,
+    settings: tuple[tuple[int, int], ...],
+) -> Scalar:
+    tx = as_pytree(opt.bind(phi))
+    scores = []
+    for i, (task, (horizon, window)) in enumerate(zip(tasks, settings, strict=True)):
+        losses = unroll_batch(tx, task, member_key(key, i), horizon=horizon, problems=problems)
+        # Logarithms of means: one problem that is solved exactly does not decide alone.
+        first, last = losses[:, 0].mean(), final_loss(losses, window).mean()
+        # All of them solved exactly is the best there is, but a score is finite.
+        last = jnp.where(last == 0, jnp.finfo(last.dtype).tiny, last)
+        scores.append(jnp.log(last) - jnp.log(first))
+    score = jnp.mean(jnp.stack(scores))
     return jnp.where(jnp.isfinite(score), score, jnp.inf)
 
 
