@@ -85,6 +85,7 @@ RECIPES: dict[str, Recipe] = {
     "quadratic": Recipe(steps=6500, batch=128, power=0.0),
     "digits": Recipe(steps=1200, batch=4),
     "mnist": Recipe(steps=1000, batch=1),
+    "art": Recipe(steps=1000, batch=1, horizon=128, truncation=16),
 }
 RECIPES |= dict.fromkeys(
     ("cifar10", "cifar5", "cifar5-sub", "cifar2", "cifar2-sub"), RECIPES["mnist"]

@@ -6,7 +6,10 @@ from l2ljax.tasks._cifar10 import cifar10
 from l2ljax.tasks._classifiers import convnet_classifier, mlp_classifier
 from l2ljax.tasks._dataset import Dataset, Split
 from l2ljax.tasks._digits import digits
+from l2ljax.tasks._features import FeatureMaps, random_features, vgg_features
+from l2ljax.tasks._images import crops, image, sample_images
 from l2ljax.tasks._mnist import mnist
+from l2ljax.tasks._neural_art import neural_art, sample_art
 from l2ljax.tasks._quadratic import quadratic
 from l2ljax.tasks._supervised import cross_entropy, squared_error, supervised
 
@@ -15,16 +18,24 @@ __all__ = [
     "Dataset",
     "Entry",
     "Family",
+    "FeatureMaps",
     "Split",
     "augment",
     "cifar10",
     "convnet_classifier",
+    "crops",
     "cross_entropy",
     "digits",
+    "image",
     "load",
     "mlp_classifier",
     "mnist",
+    "neural_art",
     "quadratic",
+    "random_features",
+    "sample_art",
+    "sample_images",
     "squared_error",
     "supervised",
+    "vgg_features",
 ]

@@ -12,6 +12,7 @@ from l2ljax.tasks._cifar10 import cifar10
 from l2ljax.tasks._classifiers import convnet_classifier, mlp_classifier
 from l2ljax.tasks._digits import digits
 from l2ljax.tasks._mnist import mnist
+from l2ljax.tasks._neural_art import sample_art
 from l2ljax.tasks._quadratic import quadratic
 
 DataDir = str | os.PathLike[str] | None
@@ -62,6 +63,7 @@ def load(name: str, data_dir: DataDir = None) -> Family:
     | cifar10 | the first 25,000 training images | the other 25,000 |
     | cifar5, cifar2 | those of classes 0 to 4, or 0 and 1 | of the same classes |
     | cifar5-sub, cifar2-sub | those of classes 5 to 9, or 2 to 9 | as cifar5, cifar2 |
+    | art | 1,800 parts of the left half of a photograph | 1,800 of the right half |
 
     Test images are not touched: they stay for claims about classifiers. With `-sub`, an optimizer
     is meta-trained on no class that it is evaluated on.
@@ -78,6 +80,7 @@ def load(name: str, data_dir: DataDir = None) -> Family:
     Raises:
         ValueError: for a name that the catalogue does not have.
         FileNotFoundError: for data that are not there.
+        ImportError: for art without the extra `art`.
 
     >>> load("digit")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -101,6 +104,11 @@ def _digits(data_dir: DataDir) -> Family:
 def _mnist(data_dir: DataDir) -> Family:
     data = mnist(data_dir, validation=30_000)
     return Family(mlp_classifier(data, split="train"), mlp_classifier(data, split="validation"))
+
+
+def _art(data_dir: DataDir) -> Family:
+    del data_dir
+    return Family(sample_art("train"), sample_art("evaluation"))
 
 
 def _cifar(
@@ -158,5 +166,13 @@ CATALOGUE: dict[str, Entry] = {
     "cifar2": _cifar_entry("the same on CIFAR-10's classes 0 and 1", range(2)),
     "cifar2-sub": _cifar_entry(
         "cifar2 for an optimizer that knows classes 2 to 9 alone", range(2), range(2, 10)
+    ),
+    "art": Entry(
+        "neural art: parts of a photograph of 64x64 pixels in the style of another; needs the "
+        "extra 'art'",
+        needs_data=False,
+        horizon=128,
+        final_window=1,
+        tasks=_art,
     ),
 }

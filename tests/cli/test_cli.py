@@ -13,7 +13,7 @@ import pytest
 from cli_runs import FINISHED, TRAIN, assert_match, contents, phi_of, run
 
 import l2ljax
-from l2ljax import learned
+from l2ljax import learned, tasks
 from l2ljax.cli import _commands
 from l2ljax.cli._run import Saver
 
@@ -69,7 +69,7 @@ def test_tasks_lists_each_with_what_it_needs():
     status, out, _ = run("tasks")
     assert status == 0
     lines = {line.split()[0]: line for line in out.splitlines()}
-    assert set(lines) == {"quadratic", "digits", "mnist"}
+    assert set(lines) == set(tasks.CATALOGUE)
     assert "needs --data-dir" in lines["mnist"]
     assert "needs" not in lines["digits"]
 
