@@ -9,7 +9,6 @@ from matplotlib import pyplot as plt
 
 from l2ljax import plots
 from l2ljax.evaluate import Comparison, RangeTest, Row, Tuning
-from l2ljax.meta import TrainResult, TrainState
 
 LOSSES = np.random.default_rng(0).gamma(2.0, size=(9, 6))
 
@@ -103,6 +102,7 @@ def test_curves_may_be_drawn_into_given_axes():
     assert plots.curves({"a": LOSSES}, ax=ax) is ax
     assert plots.history({"loss": np.ones(3)}, ax=ax) is ax
     assert plots.range_test(sweep(), ax=ax) is ax
+    assert plots.images({"a": np.ones((2, 2, 3))}, ax=ax) is ax
 
 
 def test_history_shows_the_meta_loss_its_running_mean_and_the_validation():
@@ -115,59 +115,13 @@ def test_history_shows_the_meta_loss_its_running_mean_and_the_validation():
     np.testing.assert_allclose(smooth.get_ydata()[0], loss[:4].mean())
     np.testing.assert_allclose(smooth.get_xdata()[[0, -1]], [3, 199])
     np.testing.assert_array_equal(validation.get_xydata(), [[100, 2], [200, 1]])
-    assert legend(ax) == ["meta-loss", "validation"]
-    assert len(ax.figure.axes) == 1
-    assert (ax.get_yscale(), ax.get_xlabel()) == ("log", "meta-step")
+    assert legend(ax) == ["meta-loss", "validation: final loss"]
 
 
 def test_history_with_skipped_steps_is_drawn_without_a_warning(tmp_path):
     loss = np.linspace(3, 1, 200)
     loss[[3, 50]] = np.nan, np.inf
     plots.save(plots.history({"loss": loss}), tmp_path / "history.png")
-
-
-def result(**rows):
-    """A run of 200 meta-steps, of which two were skipped."""
-    loss, norm = np.linspace(3, 1, 200), np.linspace(0.5, 0.1, 200)
-    loss[50], norm[[50, 120]] = np.nan, np.inf
-    skipped = ~np.isfinite(norm)
-    history = {"loss": loss, "grad_norm": norm, "skipped": skipped} | rows
-    return TrainResult(None, None, history, TrainState(*7 * (None,)))
-
-
-def test_history_of_a_result_has_a_panel_of_norms_and_marks_skipped_steps(tmp_path):
-    ax = plots.history(result())
-    above, below = ax.figure.axes
-    assert above is ax
-    for panel, name in ((above, "loss"), (below, "grad_norm")):
-        raw, smooth, skipped = panel.lines
-        np.testing.assert_array_equal(raw.get_ydata(), result().history[name])
-        # The running mean goes over what is missing.
-        assert np.all(np.isfinite(smooth.get_ydata()))
-        np.testing.assert_array_equal(skipped.get_xdata(), [50, 120])
-    means = below.lines[1].get_xydata()
-    at = means[:, 0] == 51
-    np.testing.assert_allclose(means[at, 1], result().history["grad_norm"][[48, 49, 51]].mean())
-    assert legend(above) == ["meta-loss", "skipped (2)"]
-    assert (below.get_xlabel(), below.get_ylabel()) == ("meta-step", "gradient norm")
-    plots.save(ax, tmp_path / "history.png")
-
-
-def test_history_in_given_axes_is_the_upper_panel_alone():
-    _, ax = plt.subplots()
-    assert plots.history(result(), ax=ax) is ax
-    assert ax.figure.axes == [ax]
-    assert len(ax.lines) == 3
-
-
-def test_history_of_logarithms_is_drawn_on_a_linear_axis():
-    assert plots.history(result(loss=np.linspace(1, -2, 200))).get_yscale() == "linear"
-    scores = {"validation": np.array([-0.5]), "validation_step": np.array([200])}
-    assert plots.history(result(**scores)).get_yscale() == "linear"
-
-
-def test_history_of_zero_norms_is_drawn_without_a_warning(tmp_path):
-    plots.save(plots.history(result(grad_norm=np.zeros(200))), tmp_path / "history.png")
 
 
 def sweep(**changes):
@@ -215,6 +169,39 @@ def test_a_range_test_of_negative_losses_raises_no_error():
 
 def test_a_maximum_at_the_end_of_the_sweep_is_called_so():
     assert legend(plots.range_test(sweep(reached=False)))[-1] == "maximum 0.01 (end of the sweep)"
+
+
+def test_images_are_drawn_in_a_grid_with_their_names_and_clipped(tmp_path):
+    random = np.random.default_rng(0)
+    pictures = {name: random.normal(0.5, 1.0, size=(4, 6, 3)) for name in "abc"}
+    pictures["grey"] = np.full((5, 5), 0.5)
+    ax = plots.images(pictures, columns=3)
+    panels = ax.child_axes
+    assert [panel.get_title() for panel in panels] == ["a", "b", "c", "grey"]
+    for panel, picture in zip(panels, pictures.values(), strict=True):
+        np.testing.assert_array_equal(panel.images[0].get_array(), np.clip(picture, 0, 1))
+    assert panels[3].images[0].get_clim() == (0, 1)
+    ax.figure.canvas.draw()
+    corners = np.array([panel.get_position().p0 for panel in panels])
+    assert np.all(np.diff(corners[:3, 0]) > 0) and np.ptp(corners[:3, 1]) == 0
+    assert corners[3, 1] < corners[0, 1]
+    boxes = [panel.get_tightbbox() for panel in panels]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    plots.save(ax, tmp_path / "images.png")
+
+
+@pytest.mark.parametrize(
+    ("pictures", "columns", "message"),
+    [
+        ({}, 4, "pictures must have at least one picture, got none"),
+        ({"a": np.ones((2, 2, 4))}, 4, r"pictures\['a'\] must have shape .* got \(2, 2, 4\)"),
+        ({"a": np.ones((2, 2))}, 0, "columns must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_images_name_a_bad_argument(pictures, columns, message):
+    with pytest.raises(ValueError, match=message):
+        plots.images(pictures, columns=columns)
+    assert not plt.get_fignums()
 
 
 def test_save_writes_a_picture_and_closes_the_figure(tmp_path):
