@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator
 
 from l2ljax import _checks
 from l2ljax.evaluate import Comparison, RangeTest
+from l2ljax.meta import TrainResult
 
 # Okabe and Ito's palette, told apart by colour-blind readers too; black is for the reference.
 _COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999")
@@ -80,33 +81,55 @@ def curves(
     return ax
 
 
-def history(result_history: Mapping[str, np.ndarray], *, ax: Axes | None = None) -> Axes:
-    """Draws the course of meta-training: the meta-loss and, where there is one, the validation.
+def history(result: TrainResult | Mapping[str, np.ndarray], *, ax: Axes | None = None) -> Axes:
+    """Draws the course of meta-training.
+
+    Above stand the meta-loss, raw and as a running mean, and the validation where there is one;
+    below the norm of the meta-gradient. Skipped meta-steps are marked in both panels. Losses and
+    scores that are not all positive, such as logarithms, are drawn on a linear axis.
 
     Args:
-        result_history: `history` of `meta.train`'s result.
-        ax: where to draw; default: a new figure.
+        result: what `meta.train` returned, or its `history`.
+        ax: where to draw the upper panel, alone; default: a new figure, with the lower panel if
+            there are norms.
 
     Returns:
-        The axes.
+        The axes of the upper panel.
 
     >>> ax = history({"loss": np.array([3.0, 2.0, 1.0])})
     >>> len(ax.lines)
     2
     """
+    rows = result.history if isinstance(result, TrainResult) else result
+    below = None
     if ax is None:
-        _, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    loss = np.asarray(result_history["loss"], np.float64)
-    width = max(1, len(loss) // 50)
-    smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
-    ax.plot(loss, color=_COLORS[1], linewidth=0.5, alpha=0.5)
-    ax.plot(np.arange(len(smooth)) + width - 1, smooth, color="black", label="meta-loss")
-    if "validation" in result_history:
-        steps, scores = result_history["validation_step"], result_history["validation"]
-        ax.plot(steps, scores, color=_COLORS[5], marker="o", label="validation: final loss")
-    _logarithmic(ax)
-    ax.set_xlabel("meta-step")
+        heights = [3.2, 1.6] if "grad_norm" in rows else [3.2]
+        _, axes = plt.subplots(
+            len(heights),
+            sharex=True,
+            squeeze=False,
+            figsize=(7, sum(heights)),
+            height_ratios=heights,
+            layout="constrained",
+        )
+        ax, below = axes[0, 0], axes[1, 0] if len(heights) > 1 else None
+    loss = np.asarray(rows["loss"], np.float64)
+    _running(ax, loss, "meta-loss")
+    drawn = loss
+    if "validation" in rows:
+        steps, scores = rows["validation_step"], np.asarray(rows["validation"], np.float64)
+        ax.plot(steps, scores, color=_COLORS[5], marker="o", label="validation")
+        drawn = np.concatenate([loss, scores])
+    _scale(ax, drawn)
+    _mark(ax, rows)
     ax.legend(frameon=False)
+    if below is not None:
+        norm = np.asarray(rows["grad_norm"], np.float64)
+        _running(below, norm, "norm of the meta-gradient")
+        _scale(below, norm[norm > 0])
+        _mark(below, rows)
+        below.set_ylabel("gradient norm")
+    (ax if below is None else below).set_xlabel("meta-step")
     return ax
 
 
@@ -232,12 +255,52 @@ def _losses(name: str, losses: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(losses), losses, np.inf)
 
 
+def _running(ax: Axes, values: np.ndarray, label: str) -> None:
+    """Values of meta-steps in a pale colour, and the mean of the finite ones among the last few."""
+    finite = np.isfinite(values)
+    window = np.ones(max(1, len(values) // 50))
+    total = np.convolve(np.where(finite, values, 0.0), window, mode="valid")
+    count = np.convolve(finite, window, mode="valid")
+    mean = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+    ax.plot(values, color=_COLORS[1], linewidth=0.5, alpha=0.5)
+    ax.plot(np.arange(len(mean)) + len(window) - 1, mean, color="black", label=label)
+
+
+def _scale(ax: Axes, values: np.ndarray) -> None:
+    """A logarithmic axis where all values are positive, else a linear one."""
+    finite = values[np.isfinite(values)]
+    if finite.size and finite.min() > 0:
+        _logarithmic(ax)
+    else:
+        _quiet(ax)
+
+
+def _mark(ax: Axes, rows: Mapping[str, np.ndarray]) -> None:
+    """Marks skipped meta-steps at the lower edge."""
+    steps = np.flatnonzero(rows.get("skipped", ()))
+    if steps.size:
+        ax.plot(
+            steps,
+            np.full(steps.size, 0.03),
+            color=_COLORS[5],
+            linestyle="none",
+            marker="|",
+            transform=ax.get_xaxis_transform(),
+            label=f"skipped ({steps.size})",
+        )
+
+
 def _logarithmic(ax: Axes) -> None:
     """Losses on a logarithmic axis with plain numbers, on a quiet grid."""
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("")
+    _quiet(ax)
+
+
+def _quiet(ax: Axes) -> None:
+    """A pale grid and no frame."""
     ax.grid(alpha=0.25, which="both", linewidth=0.5)
     ax.spines[["top", "right"]].set_visible(False)
 

@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 
 from l2ljax import plots
 from l2ljax.evaluate import Comparison, RangeTest, Row, Tuning
+from l2ljax.meta import TrainResult, TrainState
 
 LOSSES = np.random.default_rng(0).gamma(2.0, size=(9, 6))
 
@@ -115,13 +116,59 @@ def test_history_shows_the_meta_loss_its_running_mean_and_the_validation():
     np.testing.assert_allclose(smooth.get_ydata()[0], loss[:4].mean())
     np.testing.assert_allclose(smooth.get_xdata()[[0, -1]], [3, 199])
     np.testing.assert_array_equal(validation.get_xydata(), [[100, 2], [200, 1]])
-    assert legend(ax) == ["meta-loss", "validation: final loss"]
+    assert legend(ax) == ["meta-loss", "validation"]
+    assert len(ax.figure.axes) == 1
+    assert (ax.get_yscale(), ax.get_xlabel()) == ("log", "meta-step")
 
 
 def test_history_with_skipped_steps_is_drawn_without_a_warning(tmp_path):
     loss = np.linspace(3, 1, 200)
     loss[[3, 50]] = np.nan, np.inf
     plots.save(plots.history({"loss": loss}), tmp_path / "history.png")
+
+
+def result(**rows):
+    """A run of 200 meta-steps, of which two were skipped."""
+    loss, norm = np.linspace(3, 1, 200), np.linspace(0.5, 0.1, 200)
+    loss[50], norm[[50, 120]] = np.nan, np.inf
+    skipped = ~np.isfinite(norm)
+    history = {"loss": loss, "grad_norm": norm, "skipped": skipped} | rows
+    return TrainResult(None, None, history, TrainState(*7 * (None,)))
+
+
+def test_history_of_a_result_has_a_panel_of_norms_and_marks_skipped_steps(tmp_path):
+    ax = plots.history(result())
+    above, below = ax.figure.axes
+    assert above is ax
+    for panel, name in ((above, "loss"), (below, "grad_norm")):
+        raw, smooth, skipped = panel.lines
+        np.testing.assert_array_equal(raw.get_ydata(), result().history[name])
+        # The running mean goes over what is missing.
+        assert np.all(np.isfinite(smooth.get_ydata()))
+        np.testing.assert_array_equal(skipped.get_xdata(), [50, 120])
+    means = below.lines[1].get_xydata()
+    at = means[:, 0] == 51
+    np.testing.assert_allclose(means[at, 1], result().history["grad_norm"][[48, 49, 51]].mean())
+    assert legend(above) == ["meta-loss", "skipped (2)"]
+    assert (below.get_xlabel(), below.get_ylabel()) == ("meta-step", "gradient norm")
+    plots.save(ax, tmp_path / "history.png")
+
+
+def test_history_in_given_axes_is_the_upper_panel_alone():
+    _, ax = plt.subplots()
+    assert plots.history(result(), ax=ax) is ax
+    assert ax.figure.axes == [ax]
+    assert len(ax.lines) == 3
+
+
+def test_history_of_logarithms_is_drawn_on_a_linear_axis():
+    assert plots.history(result(loss=np.linspace(1, -2, 200))).get_yscale() == "linear"
+    scores = {"validation": np.array([-0.5]), "validation_step": np.array([200])}
+    assert plots.history(result(**scores)).get_yscale() == "linear"
+
+
+def test_history_of_zero_norms_is_drawn_without_a_warning(tmp_path):
+    plots.save(plots.history(result(grad_norm=np.zeros(200))), tmp_path / "history.png")
 
 
 def sweep(**changes):
