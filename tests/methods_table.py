@@ -340,6 +340,17 @@ LEARNED = [
     _learned("lstm_on_bare_gradients", learned.lstm(hidden=(4,), preprocess=None)),
     _learned("lstm_with_averaging", learned.lstm(hidden=(4,), averaging=2)),
     _learned("mlp", learned.mlp()),
+    _learned(
+        "partition",
+        learned.partition(
+            {"matrices": learned.lstm(hidden=(4,)), "rest": learned.lstm(hidden=(3,))},
+            {"weight": "matrices", "*": "rest"},
+        ),
+    ),
 ]
 
 METHODS = [*FIRST_ORDER, *ADAPTIVE, *SECOND_ORDER, *LEARNED]
+
+_FIRST = {method.factory.func: method for method in reversed([*FIRST_ORDER, *ADAPTIVE])}
+VARIANTS = [m for m in (*FIRST_ORDER, *ADAPTIVE) if m is not _FIRST[m.factory.func]]
+"""Rows of a factory that has a row before: another formula, in the same transformation."""

@@ -11,15 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from methods_table import METHODS
+from methods_table import METHODS, SECOND_ORDER, VARIANTS
 
-every_method = pytest.mark.parametrize("method", METHODS, ids=str)
-with_hyperparameters = pytest.mark.parametrize(
-    "method", [m for m in METHODS if m.factory is not None], ids=str
-)
-with_rate = pytest.mark.parametrize(
-    "method", [m for m in METHODS if "learning_rate" in m.hyperparameters], ids=str
-)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def each(methods):
+    """A test for each of these rows; with the oldest dependencies only the quick ones of a kind."""
+    slow = [*SECOND_ORDER, *VARIANTS]
+    rows = [pytest.param(m, marks=[pytest.mark.slow] * (m in slow)) for m in methods]
+    return pytest.mark.parametrize("method", rows, ids=str)
+
+
+every_method = each(METHODS)
+# What wraps a transformation does not see its formula.
+every_transformation = each([m for m in METHODS if m not in VARIANTS])
+with_hyperparameters = each([m for m in METHODS if m.factory is not None])
+with_rate = each([m for m in METHODS if "learning_rate" in m.hyperparameters])
 
 STEPS = 3
 SHAPES = {"empty": (0, 3), "scale": (), "weight": (2, 3)}
@@ -89,7 +97,7 @@ def test_updates_and_state_keep_structure_shapes_and_dtypes(method, dtype, stric
         assert avals(new_state) == avals(state)
 
 
-@every_method
+@every_transformation
 def test_init_needs_shapes_only(method):
     params, tx = random_tree(0), method.make()
     assert avals(jax.eval_shape(tx.init, params)) == avals(tx.init(params))
@@ -114,7 +122,7 @@ def test_jit_computes_the_same_and_compiles_once(method, strict_promotion):
     assert len(traces) == 1
 
 
-@every_method
+@every_transformation
 def test_params_and_a_fresh_state_can_be_donated(method):
     params, gradients, tx = random_tree(0), random_tree(1), method.make()
     state = tx.init(params)
@@ -178,7 +186,7 @@ def test_a_schedule_is_the_rate_of_each_step_and_starts_at_zero(method):
         assert_same(updates, expected)
 
 
-@every_method
+@every_transformation
 def test_extra_arguments_are_taken_with_optax_support(method):
     params, gradients, tx = random_tree(0), random_tree(1), method.make()
     supporting = optax.with_extra_args_support(tx)
@@ -189,7 +197,7 @@ def test_extra_arguments_are_taken_with_optax_support(method):
     supporting.update(gradients, tx.init(params), params, **others)
 
 
-@every_method
+@every_transformation
 def test_chain_passes_the_updates_on(method):
     params, gradients, tx = random_tree(0), random_tree(1, STEPS), method.make()
     first = jax.tree.map(lambda g: g[0], gradients)
@@ -199,7 +207,7 @@ def test_chain_passes_the_updates_on(method):
     assert_same(halved, jax.tree.map(lambda u: 0.5 * u, updates))
 
 
-@every_method
+@every_transformation
 @pytest.mark.parametrize("wrapper", ["masked", "partition"])
 def test_on_part_of_the_params_it_works_as_on_that_part_alone(method, wrapper):
     params, gradients, tx = random_tree(0), random_tree(1, STEPS), method.make()
@@ -239,7 +247,7 @@ def test_injected_hyperparameters_compute_the_same_and_can_be_changed(method):
             assert_same(after, jax.tree.map(lambda u: 2 * u, before))
 
 
-@every_method
+@every_transformation
 def test_multi_steps_updates_with_the_mean_gradient(method):
     params, gradients, tx = random_tree(0), random_tree(1, 2), method.make()
     updates, _ = unroll(optax.MultiSteps(tx, every_k_schedule=2), params, gradients)
@@ -251,7 +259,7 @@ def test_multi_steps_updates_with_the_mean_gradient(method):
     )
 
 
-@every_method
+@every_transformation
 def test_apply_if_finite_keeps_a_nan_out_of_params_and_state(method):
     params, gradients, tx = random_tree(0), random_tree(1), method.make()
     wrapped = optax.apply_if_finite(tx, max_consecutive_errors=STEPS)
@@ -275,7 +283,7 @@ def test_params_may_be_empty_or_one_leaf(method, params):
     assert avals(state) == avals(tx.init(params))
 
 
-@every_method
+@every_transformation
 def test_integer_params_are_refused_by_name(method):
     with pytest.raises(ValueError, match=r"int32.*steps|steps.*int32"):
         method.make().init({"steps": jnp.arange(2), "weight": jnp.ones(2)})
@@ -316,7 +324,7 @@ def test_the_hypergradient_equals_finite_differences(method, x64):
         np.testing.assert_allclose(derivative[name], (above - below) / (2 * width), rtol=1e-6)
 
 
-with_part = pytest.mark.parametrize("method", [m for m in METHODS if m.part], ids=str)
+with_part = each([m for m in METHODS if m.part])
 
 
 @with_part
