@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import Partial
 
@@ -93,7 +94,96 @@ def robust_mnist(data_dir: str | None) -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[str | None], Recipe]] = {"robust-mnist": robust_mnist}
+def lstm_quadratic(data_dir: str | None) -> Recipe:
+    del data_dir
+    opt = learned.lstm()
+    task = tasks.quadratic()
+    segments = meta.truncated(horizon=100, truncation=20, step_weights=jnp.full(100, 1 / 20))
+    return Recipe(
+        opt=opt,
+        task=task,
+        parts=[
+            Part(6500, 1e-2, segments, batch=128),
+            Part(1500, 1e-3, whole_episodes(), batch=128),
+        ],
+        validate=lambda key: meta.validation(opt, task, key=key, problems=512, window=1),
+        trained_on="quadratic functions of 10 coordinates, 100 steps",
+        limits="problems of this size and scale only",
+    )
+
+
+def lstm_mnist(data_dir: str | None) -> Recipe:
+    opt = learned.lstm()
+    task = tasks.load("mnist", data_dir).train
+    weights = meta.polynomial_weights(100) / 20
+    segments = meta.truncated(horizon=100, truncation=20, step_weights=weights)
+    return Recipe(
+        opt=opt,
+        task=task,
+        parts=[Part(2500, 1e-2, segments), Part(200, 1.5e-3, whole_episodes())],
+        validate=lambda key: meta.validation(opt, task, key=key, problems=16),
+        trained_on="MNIST, 784-20-10 sigmoid MLP, 100 steps",
+        limits="the paper's optimizer, which fails on other activations and horizons",
+    )
+
+
+def _pooled(data: tasks.Dataset, factor: int = 2) -> tasks.Dataset:
+    """Images of a lower resolution, by averaging."""
+
+    def pool(split: tasks.Split) -> tasks.Split:
+        count, height, width, channels = split.inputs.shape
+        blocks = (count, height // factor, factor, width // factor, factor, channels)
+        images = np.asarray(split.inputs, np.float32).reshape(blocks).mean((2, 4)) / split.maximum
+        return tasks.Split(images, split.labels)
+
+    return tasks.Dataset(train=pool(data.train), name="pooled MNIST", classes=10)
+
+
+def general(data_dir: str | None) -> Recipe:
+    opt = learned.adaptive_lstm(b1=(0.9, 0.99))
+    digits = tasks.digits()
+    images = _pooled(tasks.mnist(data_dir, validation=30_000))
+    families = [
+        tasks.mlp_classifier(digits, (20,), "sigmoid", batch_size=64),
+        tasks.mlp_classifier(digits, (32,), "relu", batch_size=32),
+        tasks.mlp_classifier(digits, (16, 16), "tanh", batch_size=64),
+        tasks.convnet_classifier(digits, (8,), 3, (16,), batch_size=64),
+        tasks.mlp_classifier(images, (20,), "relu", batch_size=64),
+        tasks.mlp_classifier(images, (20, 20), "sigmoid", batch_size=64),
+        tasks.quadratic(),
+    ]
+    scaled = [tasks.augment(task, coordinate=0.7, leaf=1.0, loss=2.0) for task in families]
+    # The quadratics' loss is squared as it is scaled, and far above one: less is enough.
+    scaled[-1] = tasks.augment(families[-1], coordinate=0.7, leaf=1.0)
+    estimator = meta.mixture(
+        meta.truncated(
+            horizon=(100, 200, 400),
+            truncation=100,
+            step_weights=lambda horizon: meta.polynomial_weights(horizon) / 100,
+            meta_loss="log",
+        ),
+        weights=(1, 1, 1, 1, 1, 1, 0.5),
+        normalize="gradient",
+    )
+    return Recipe(
+        opt=opt,
+        task=scaled,
+        parts=[Part(2500, 3e-3, estimator, batch=2)],
+        validate=lambda key: meta.validation(
+            opt, families, key=key, horizon=200, problems=4, window=(10,) * 6 + (1,)
+        ),
+        trained_on="MLPs and a convnet on digits, MLPs on MNIST at 14x14, quadratics; random "
+        "scales of params and losses; 100 to 400 steps",
+        limits="networks of some thousand params",
+    )
+
+
+RECIPES: dict[str, Callable[[str | None], Recipe]] = {
+    "lstm-quadratic": lstm_quadratic,
+    "lstm-mnist": lstm_mnist,
+    "robust-mnist": robust_mnist,
+    "general": general,
+}
 
 
 def meta_train(recipe: Recipe, folder: pathlib.Path, seed: int, command: str) -> None:
