@@ -4,6 +4,7 @@ from l2ljax.learned._adaptive import AdaptiveState
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
 from l2ljax.learned._lstm import LSTMState, lstm
 from l2ljax.learned._mlp import MLPState, mlp
+from l2ljax.learned._partition import PartitionState, partition
 from l2ljax.learned._rnnprop import rnnprop
 from l2ljax.learned._weights import load, restore, save, shipped
 
@@ -11,10 +12,12 @@ __all__ = [
     "AdaptiveState",
     "LSTMState",
     "MLPState",
+    "PartitionState",
     "adaptive_lstm",
     "load",
     "lstm",
     "mlp",
+    "partition",
     "restore",
     "rnnprop",
     "save",

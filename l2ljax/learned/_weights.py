@@ -13,14 +13,22 @@ from l2ljax.core import LearnedOptimizer, Phi
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
 from l2ljax.learned._lstm import lstm
 from l2ljax.learned._mlp import mlp
+from l2ljax.learned._partition import partition
 from l2ljax.learned._rnnprop import rnnprop
 
 Path = str | os.PathLike[str]
+
+
+def _partition(optimizers: Mapping[str, Any], labels: Mapping[str, str]) -> LearnedOptimizer:
+    """A partition from what its card holds: the members' specs."""
+    return partition({name: _rebuild(name, spec) for name, spec in optimizers.items()}, labels)
+
 
 FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "adaptive_lstm": adaptive_lstm,
     "lstm": lstm,
     "mlp": mlp,
+    "partition": _partition,
     "rnnprop": rnnprop,
 }
 """The learned optimizers that a card may name."""
@@ -57,9 +65,7 @@ def save(path: Path, opt: LearnedOptimizer, phi: Phi, card: Mapping[str, Any]) -
     """
     if opt.spec is None:
         raise ValueError("opt must have a spec to be saved; only optimizers of l2ljax.learned have")
-    for name, value in opt.spec["arguments"].items():
-        if callable(value):
-            raise ValueError(f"opt cannot be saved: its argument {name} is the function {value!r}")
+    _require_plain(opt.spec["arguments"])
     if not all(bool(jax.numpy.isfinite(leaf).all()) for leaf in jax.tree.leaves(phi)):
         raise ValueError("phi must be finite to be saved, got values that are not")
     checkpoint.require_same(
@@ -107,16 +113,7 @@ def restore(name_or_path: Path) -> tuple[LearnedOptimizer, Phi, dict[str, Any]]:
     """
     folder = _folder(name_or_path)
     card = checkpoint.read_card(folder)
-    spec = card.get("optimizer")
-    where = folder / checkpoint.CARD
-    if not isinstance(spec, dict) or not isinstance(spec.get("arguments"), dict):
-        raise ValueError(f"{where} must name the optimizer and its arguments, got {spec!r}")
-    name = str(spec.get("name"))
-    _checks.choice(f"optimizer in {where}", name, FACTORIES)
-    try:
-        opt = FACTORIES[name](**spec["arguments"])
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where} has arguments that {name} does not take: {error}") from error
+    opt = _rebuild(str(folder / checkpoint.CARD), card.get("optimizer"))
     phi = checkpoint.read_weights(folder, jax.eval_shape(opt.init, jax.random.key(0)))
     return opt, phi, card
 
@@ -158,3 +155,31 @@ def _folder(name_or_path: Path) -> pathlib.Path:
             f"{checkpoint.WEIGHTS} and {checkpoint.CARD}"
         )
     return path
+
+
+def _rebuild(where: str, spec: Any) -> LearnedOptimizer:
+    """The optimizer of a spec that was read from a card."""
+    if not isinstance(spec, dict) or not isinstance(spec.get("arguments"), dict):
+        raise ValueError(f"{where} must name the optimizer and its arguments, got {spec!r}")
+    name = str(spec.get("name"))
+    _checks.choice(f"optimizer in {where}", name, FACTORIES)
+    try:
+        return FACTORIES[name](**spec["arguments"])
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} has arguments that {name} does not take: {error}") from error
+
+
+def _require_plain(value: Any, place: str = "") -> None:
+    """Refuses what a card cannot hold, wherever in a spec."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _require_plain(item, f"{place}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for item in value:
+            _require_plain(item, place)
+    elif callable(value):
+        raise ValueError(f"opt cannot be saved: its argument {place} is the function {value!r}")
+    elif not isinstance(value, str | int | float | None):
+        raise ValueError(
+            f"opt cannot be saved: its argument {place} must be plain JSON values, got {value!r}"
+        )
