@@ -218,6 +218,54 @@ def test_a_maximum_at_the_end_of_the_sweep_is_called_so():
     assert legend(plots.range_test(sweep(reached=False)))[-1] == "maximum 0.01 (end of the sweep)"
 
 
+def test_ratios_are_drawn_from_top_to_bottom_with_their_intervals_and_a_line_at_one(tmp_path):
+    ax = plots.ratios(["a", "b", "c"], [0.5, 2.0, 1.1], [(0.4, 0.6), (1.5, 2.5), (0.9, 1.3)])
+    one, *rest = ax.lines
+    np.testing.assert_array_equal(one.get_xdata(), [1, 1])
+    intervals, dots = rest[::2], rest[1::2]
+    np.testing.assert_array_equal([line.get_xdata()[0] for line in dots], [0.5, 2.0, 1.1])
+    np.testing.assert_array_equal(intervals[1].get_xydata(), [[1.5, 1], [2.5, 1]])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b", "c"]
+    height = [ax.transData.transform(line.get_xydata()[0])[1] for line in dots]
+    assert height == sorted(height, reverse=True)
+    color = [colors.to_hex(line.get_color()) for line in dots]
+    assert color[1] == color[2] != color[0]
+    assert ax.get_xscale() == "log"
+    np.testing.assert_allclose(ax.get_xlim(), [0.4 / 1.15, 2.5 * 1.15])
+    plots.save(ax, tmp_path / "ratios.png")
+
+
+def test_ratios_of_zero_and_infinity_are_arrows_at_the_edges(tmp_path):
+    ratios, intervals = [0.0, np.inf, 2.0], [(0.0, 0.5), (3.0, np.inf), (1.0, np.inf)]
+    _, ax = plt.subplots()
+    assert plots.ratios(["zero", "infinite", "finite"], ratios, intervals, ax=ax) is ax
+    left, right = ax.get_xlim()
+    np.testing.assert_allclose([left, right], [0.5 / 1.15, 3 * 1.15])
+    (zero, infinite, finite), marks = ax.lines[1::2], ax.lines[2::2]
+    np.testing.assert_allclose(zero.get_xdata(), [left, 0.5])
+    np.testing.assert_allclose(infinite.get_xdata(), [3, right])
+    np.testing.assert_allclose(finite.get_xdata(), [1, right])
+    assert [mark.get_marker() for mark in marks] == ["<", ">", "o"]
+    np.testing.assert_allclose([mark.get_xdata()[0] for mark in marks], [left, right, 2])
+    plots.save(ax, tmp_path / "ratios.png")
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "intervals", "message"),
+    [
+        ([], [], [], "names must have at least one task, got none"),
+        (["a"], [1, 2], [(1, 1)], r"ratios must have shape \(1,\), got \(2,\)"),
+        (["a"], [1], 2 * [(1, 1)], r"intervals must have shape \(1, 2\), got \(2, 2\)"),
+        (["a"], [-1], [(1, 1)], "ratios must be numbers of zero or more, got -1"),
+        (["a"], [1], [(1, np.nan)], "intervals must be numbers of zero or more, got nan"),
+    ],
+)
+def test_ratios_name_a_bad_argument(names, values, intervals, message):
+    with pytest.raises(ValueError, match=message):
+        plots.ratios(names, values, intervals)
+    assert not plt.get_fignums()
+
+
 def test_images_are_drawn_in_a_grid_with_their_names_and_clipped(tmp_path):
     random = np.random.default_rng(0)
     pictures = {name: random.normal(0.5, 1.0, size=(4, 6, 3)) for name in "abc"}
