@@ -1,0 +1,192 @@
+"""`general` as it ships, untuned, against Adam with its rate tuned, on tasks it never saw.
+
+    python benchmarks/paper/general.py --data-dir DATA             # resumable: type it again
+    python benchmarks/paper/general.py --tasks iris wine --weights runs/general
+
+The tasks are those of `held_out.py`. Adam is tuned for each over 11 rates of four decades, on
+other problems of the task; a best rate on the edge widens the grid. Both then run on the same 10
+fresh problems. A task's ratio is general's final loss over Adam's, the mean of the losses after
+the last 10 updates, mean over problems; its interval is a 95 % bootstrap over problems. General
+*diverges* on a problem that it leaves at a loss no lower than the one it began with.
+
+Each task that is done is kept in `runs/held-out`, by the weights that it was done with; when all
+are there, they are written to `results/paper`, the lost ones too.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from held_out import SUITE, HeldOut
+
+from l2ljax import classic, evaluate, learned, meta, plots
+from l2ljax.core import LearnedOptimizer
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import _report
+
+FLOOR = 1.05
+AIM = 0.9
+RATES = np.geomspace(1e-4, 1.0, 11)
+KEPT = pathlib.Path("runs") / "held-out"
+
+
+def measure(
+    tx: optax.GradientTransformation, held_out: HeldOut, data_dir: str | None
+) -> dict[str, Any]:
+    """One row of the table, as plain JSON values: what is not finite is None."""
+    start = time.perf_counter()
+    task = held_out.make(data_dir)
+    comparison = evaluate.compare(
+        {"general": tx, "Adam": evaluate.Tunable(classic.adam, RATES)},
+        task,
+        key=jax.random.key(2_000_000),
+        steps=held_out.steps,
+        problems=held_out.problems,
+        window=held_out.window,
+        tuning_problems=held_out.tuning_problems,
+    )
+    general, adam = comparison.to_dict()["rows"]
+    losses = comparison.curves["general"]
+    # Written so that NaN counts.
+    learns = meta.final_loss(jnp.asarray(losses), held_out.window) < losses[:, 0]
+    params = jax.eval_shape(task.init, jax.random.key(0), ())
+    return {
+        "description": held_out.description,
+        "params": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "steps": held_out.steps,
+        "problems": held_out.problems,
+        "start": float(losses[:, 0].mean()),
+        "general": general["final"],
+        "adam": adam["final"],
+        "ratio": adam["ratio"],
+        "low": adam["ratio_low"],
+        "high": adam["ratio_high"],
+        "rate": adam["setting"]["learning_rate"],
+        "on_edge": adam["on_edge"],
+        "diverged": int(held_out.problems - learns.sum()),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def number(value: float | None) -> float:
+    """JSON has no infinities; a ratio that is None was one."""
+    return math.inf if value is None else value
+
+
+def judge(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What all rows say together; the median of an even number is between the middle two."""
+    ratios = [number(row["ratio"]) for row in rows.values()]
+    median = float(np.median(ratios))
+    return {
+        "tasks": len(rows),
+        "median_ratio": median if math.isfinite(median) else None,
+        "won": sum(ratio < 1 for ratio in ratios),
+        "diverged": [name for name, row in rows.items() if row["diverged"]],
+        "floor": FLOOR,
+        "aim": AIM,
+    }
+
+
+def line(name: str, row: Mapping[str, Any]) -> str:
+    low, ratio, high = (number(row[key]) for key in ("low", "ratio", "high"))
+    general, adam = number(row["general"]), number(row["adam"])
+    notes = " (edge)" * row["on_edge"]
+    if row["diverged"]:
+        notes += f", general diverged on {row['diverged']} of {row['problems']}"
+    return (
+        f"{name:18} {ratio:7.3f} [{low:.3f}, {high:.3f}]  "
+        f"general {general:.4g}, Adam {adam:.4g} at rate {row['rate']:.2g}{notes}"
+    )
+
+
+def say(verdict: Mapping[str, Any]) -> str:
+    """One line: the median ratio, and whether that is enough."""
+    median, diverged = number(verdict["median_ratio"]), verdict["diverged"]
+    if diverged:
+        outcome = f"falls short of the floor: diverges on {', '.join(diverged)}"
+    elif median > verdict["floor"]:
+        outcome = f"falls short of the floor {verdict['floor']} by {median - verdict['floor']:.3f}"
+    elif median > verdict["aim"]:
+        outcome = f"reaches the floor {verdict['floor']}, misses the aim {verdict['aim']}"
+    else:
+        outcome = f"reaches the aim {verdict['aim']}"
+    return (
+        f"general / tuned Adam: median {median:.3f} over {verdict['tasks']} tasks, "
+        f"lower on {verdict['won']}; {outcome}"
+    )
+
+
+def fingerprint(opt: LearnedOptimizer, phi: Any) -> str:
+    """Tells weights apart, wherever their folder is."""
+    digest = hashlib.sha256(json.dumps(opt.spec, sort_keys=True).encode())
+    for leaf in jax.tree.leaves(phi):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write(rows: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Any]) -> pathlib.Path:
+    """The table and its figure, best ratio first."""
+    content = {
+        "command": "python benchmarks/paper/general.py --data-dir DATA",
+        "weights": weights,
+        "seconds": sum(row["seconds"] for row in rows.values()),
+        "verdict": judge(rows),
+        "rows": rows,
+    }
+    path = _report.write("paper/general.json", content)
+    order = sorted(rows, key=lambda name: number(rows[name]["ratio"]))
+    axes = plots.ratios(
+        order,
+        [number(rows[name]["ratio"]) for name in order],
+        [(number(rows[name]["low"]), number(rows[name]["high"])) for name in order],
+    )
+    axes.set_xlabel("final loss, general untuned / Adam tuned")
+    plots.save(axes, path.with_suffix(".png"))
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", default="general", help="name or folder; default: %(default)s")
+    parser.add_argument("--tasks", nargs="+", choices=SUITE, default=[*SUITE], metavar="TASK")
+    parser.add_argument("--data-dir", help="folder with MNIST and CIFAR-10")
+    parser.add_argument("--force", action="store_true", help="do again what is done")
+    arguments = parser.parse_args(argv)
+    try:
+        opt, phi, card = learned.restore(arguments.weights)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    tx, mark = opt.bind(phi), fingerprint(opt, phi)
+    files = {name: KEPT / mark / f"{name}.json" for name in SUITE}
+    pending = [name for name in arguments.tasks if arguments.force or not files[name].exists()]
+    lacking = [name for name in pending if SUITE[name].needs_data]
+    if lacking and arguments.data_dir is None:
+        parser.error(f"--data-dir is needed by {', '.join(lacking)}")
+    for name in arguments.tasks:
+        if name in pending:
+            row = measure(tx, SUITE[name], arguments.data_dir)
+            files[name].parent.mkdir(parents=True, exist_ok=True)
+            files[name].write_text(json.dumps(row, indent=2, allow_nan=False) + "\n")
+        print(line(name, json.loads(files[name].read_text())), flush=True)
+    missing = [name for name, file in files.items() if not file.exists()]
+    if missing:
+        print(f"not written: {', '.join(missing)} not done yet")
+        return
+    rows = {name: json.loads(file.read_text()) for name, file in files.items()}
+    path = write(rows, {"fingerprint": mark, "trained_on": card.get("trained_on")})
+    print(f"{say(judge(rows))}\n{path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""The suites of `benchmarks/paper`: that they build, are learnable and are judged as they say."""
+
+import importlib
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from l2ljax import learned
+from l2ljax.core import Task, closure
+
+# The scripts import each other by name, as they do when they are run.
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "paper"))
+general, held_out, panels, paper = map(
+    importlib.import_module, ["general", "held_out", "panels", "run"]
+)
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def first_key():
+    """Of the generator that compiles fastest."""
+    return jax.random.key(0, impl="unsafe_rbg")
+
+
+WITHOUT_DATA = [name for name, entry in held_out.SUITE.items() if not entry.needs_data]
+WITH_DATA = [name for name, entry in held_out.SUITE.items() if entry.needs_data]
+
+
+def random_like(shapes):
+    """Params of these shapes. Compiling their initializers would take most of the time here."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+@jax.jit
+def loss_of(task, params, key):
+    return task.loss(params, (), key)
+
+
+def require_sound(name, data_dir):
+    """The task's params are few, and its loss is a finite number."""
+    task = held_out.SUITE[name].make(data_dir)
+    shapes = jax.eval_shape(task.init, first_key(), ())
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) <= 30_000
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+    assert 0 < loss_of(task, random_like(shapes), first_key()) < np.inf
+
+
+def test_the_suite_is_as_large_as_was_promised():
+    assert len(held_out.SUITE) >= 14 and len(WITHOUT_DATA) >= 12
+    for entry in held_out.SUITE.values():
+        assert (entry.problems, entry.tuning_problems, entry.window) == (10, 4, 10)
+        assert entry.steps == 1000 if "1,000 steps" in entry.description else entry.steps == 200
+
+
+@pytest.mark.parametrize("name", WITHOUT_DATA)
+def test_a_task_has_a_finite_loss(name):
+    require_sound(name, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_DATA)
+def test_a_task_of_mnist_or_cifar_has_a_finite_loss(name, data_dir):
+    require_sound(name, data_dir)
+
+
+# Models, losses and data by hand.
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_the_product_of_patches_is_a_convolution_with_stride_two(size):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(2, size, size, 3)).astype(np.float32)
+    kernel = rng.normal(size=(3, 3, 3, 4)).astype(np.float32)
+    params = {"Dense_0": {"kernel": kernel.reshape(27, 4), "bias": np.zeros(4, np.float32)}}
+    found = jax.jit(held_out.Conv(4).apply)({"params": params}, images)
+    padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]
+    expected = np.einsum("bhwcij,ijco->bhwo", windows, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model", [held_out.Recurrent(4, 5), held_out.Transformer(4, 2, 5)], ids=["gru", "transformer"]
+)
+def test_a_model_of_text_does_not_look_ahead(model):
+    characters = np.array([[0, 1, 2, 3, 4, 0], [0, 1, 2, 1, 4, 0]])
+    params = random_like(jax.eval_shape(model.init, first_key(), characters))
+    before, after = np.asarray(jax.jit(model.apply)(params, characters))
+    np.testing.assert_allclose(before[:3], after[:3], atol=1e-5)
+    assert all(np.abs(before[i] - after[i]).max() > 1e-3 for i in range(3, 6))
+
+
+def test_losses_are_those_of_their_formulas():
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(6, 4)).astype(np.float32)
+    labels = rng.integers(4, size=6)
+    margins = [
+        sum(max(0.0, 1 - z[y] + z[j]) for j in range(4) if j != y)
+        for z, y in zip(outputs, labels, strict=True)
+    ]
+    np.testing.assert_allclose(jax.jit(held_out.hinge)(outputs, labels), margins, rtol=1e-5)
+
+    share = rng.random((6, 4)).astype(np.float32)
+    p = 1 / (1 + np.exp(-outputs.astype(np.float64)))
+    by_pixel = -(share * np.log(p) + (1 - share) * np.log(1 - p))
+    found = jax.jit(held_out.logistic)(outputs, share)
+    np.testing.assert_allclose(found, by_pixel.sum(1), rtol=1e-5)
+
+    logits, labels = outputs.reshape(2, 3, 4), labels.reshape(2, 3)
+    chance = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    nats = -np.log(np.take_along_axis(chance, labels[..., None], -1)[..., 0])
+    found = jax.jit(held_out.sequence_cross_entropy)(logits, labels)
+    np.testing.assert_allclose(found, nats.mean(1), rtol=1e-5)
+
+
+def test_labels_of_text_are_the_characters_that_follow():
+    dataset, vocabulary = held_out.text()
+    inputs, labels = dataset.train.inputs, dataset.train.labels
+    assert inputs.shape[1] == labels.shape[1] == 32
+    np.testing.assert_array_equal(inputs[:, 1:], labels[:, :-1])
+    np.testing.assert_array_equal(inputs[1:, -1], labels[:-1, -1])
+    assert inputs.max() == vocabulary - 1
+    symbols = sorted(set(" ".join(held_out.LICENSE.read_text(encoding="utf-8").split())))
+    assert "".join(symbols[i] for i in inputs[0]).startswith("Apache License Version 2.0")
+
+
+def test_the_entries_of_the_matrix_are_of_low_rank_but_for_noise():
+    split = held_out.low_rank((60, 40), rank=4).train
+    assert len(np.unique(split.inputs, axis=0)) == len(split) == 1200
+    task = held_out.SUITE["low-rank"].make(None)
+    params = random_like(jax.eval_shape(task.init, first_key(), ()))
+    places = jnp.array([[3, 5], [59, 39]])
+    product = params["rows"] @ params["columns"].T
+    found = held_out.factors_apply(jax.tree.map(jnp.asarray, params), places)
+    np.testing.assert_allclose(found, product[places[:, 0], places[:, 1]], rtol=1e-5)
+
+
+def test_a_fifth_of_the_labels_is_random():
+    clean, noisy = held_out.digits().train.labels, held_out.noisy_digits().train.labels
+    # A tenth of those that are drawn anew is right by chance.
+    assert 0.14 < np.mean(np.asarray(clean) != noisy) < 0.22
+
+
+# Judgements.
+
+
+def row(ratio, diverged=0):
+    return {"ratio": ratio, "diverged": diverged}
+
+
+@pytest.mark.parametrize(
+    ("rows", "median", "words"),
+    [
+        ([row(0.5), row(0.8), row(2.0)], 0.8, "lower on 2; reaches the aim 0.9"),
+        ([row(0.5), row(1.0), row(2.0)], 1.0, "reaches the floor 1.05, misses the aim 0.9"),
+        ([row(0.5), row(1.25), row(2.0)], 1.25, "falls short of the floor 1.05 by 0.200"),
+        ([row(0.5), row(0.8), row(2.0, 1)], 0.8, "falls short of the floor: diverges on c"),
+        ([row(0.5), row(None, 3), row(None, 3)], None, "median inf over 3 tasks"),
+    ],
+)
+def test_the_verdict_on_general_counts_all_tasks(rows, median, words):
+    verdict = general.judge(dict(zip("abc", rows, strict=True)))
+    assert verdict["median_ratio"] == median
+    assert words in general.say(verdict)
+
+
+@pytest.mark.parametrize("panel", panels.PANELS.values(), ids=panels.PANELS)
+def test_a_panel_asks_for_less_than_it_aims_at(panel):
+    assert panel.floor >= panel.aim > 0
+    assert panel.window <= panel.steps and panel.weights
+
+
+@pytest.mark.parametrize(
+    ("ratio", "diverged", "words"),
+    [
+        (0.75, 0, "paper 0.76, here 0.750 [0.700, 0.900]"),
+        (0.75, 0, "reaches the aim 0.8"),
+        (0.9, 0, "reaches the floor 1.0, misses the aim 0.8"),
+        (1.25, 0, "falls short of the floor 1.0 by 0.250"),
+        (0.75, 1, "falls short"),
+    ],
+)
+def test_a_panel_says_whether_its_ratio_is_enough(ratio, diverged, words):
+    verdict = {"ratio": ratio, "low": 0.7, "high": 0.9, "diverged": diverged, "paper": 0.76}
+    verdict |= {"floor": 1.0, "aim": 0.8, "learned": "LSTM", "final": 0.3}
+    verdict |= {"best_of_four": "Adam", "baseline": 0.4}
+    assert words in paper.say("mnist", verdict)
+
+
+# The run.
+
+
+PARABOLA = Task(
+    sample=lambda key: (),
+    init=lambda key, problem: jnp.ones(2),
+    loss=lambda params, problem, key: jnp.sum(params**2),
+)
+SMALL = {
+    "parabola": held_out.HeldOut("a parabola", lambda data_dir: PARABOLA, 4, False, 2, 1, 2),
+    "image": held_out.HeldOut("an image", lambda data_dir: None, needs_data=True),
+}
+
+
+def descend(rate, updates, state, params=None):
+    return jax.tree.map(lambda g: -rate * g, updates), state
+
+
+def test_a_row_has_the_ratio_of_means_and_counts_what_is_not_learned():
+    def row(rate):
+        # The rate is a leaf: one program serves all.
+        tx = optax.GradientTransformation(closure(lambda p: ()), closure(descend, rate))
+        return general.measure(tx, SMALL["parabola"], None)
+
+    falling, rising, nothing = row(np.float32(0.25)), row(np.float32(-0.5)), row(np.float32("nan"))
+    assert (falling["params"], falling["steps"], falling["problems"]) == (2, 4, 2)
+    # Each step halves the params, or doubles them; the last two losses are averaged.
+    np.testing.assert_allclose(falling["start"], 2.0)
+    np.testing.assert_allclose(falling["general"], 2 * (0.25**3 + 0.25**4) / 2, rtol=1e-6)
+    np.testing.assert_allclose(rising["general"], 2 * (4**3 + 4**4) / 2, rtol=1e-6)
+    np.testing.assert_allclose(falling["ratio"], falling["general"] / falling["adam"], rtol=1e-6)
+    assert (falling["diverged"], rising["diverged"]) == (0, 2)
+    assert (nothing["diverged"], nothing["general"], nothing["ratio"]) == (2, None, None)
+    assert "inf [inf, inf]" in general.line("parabola", nothing)
+    assert "diverged on 2 of 2" in general.line("parabola", nothing)
+
+
+def test_a_run_keeps_what_is_done_and_writes_the_table_when_all_is(tmp_path, monkeypatch, capsys):
+    done = []
+
+    def measure(tx, entry, data_dir):
+        done.append(entry.description)
+        lost = entry.needs_data
+        return {
+            "ratio": None if lost else 0.5,
+            "low": 2.0 if lost else 0.4,
+            "high": None if lost else 0.7,
+            "general": 1.0,
+            "adam": 2.0,
+            "rate": 0.1,
+            "on_edge": False,
+            "problems": 2,
+            "diverged": 0,
+            "seconds": 3.0,
+        }
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(general, "SUITE", SMALL)
+    monkeypatch.setattr(general, "measure", measure)
+    monkeypatch.setattr(general._report, "RESULTS", tmp_path / "results")
+    opt = learned.lstm(hidden=(2,))
+    phi = random_like(jax.eval_shape(opt.init, first_key()))
+    learned.save("first", opt, phi, {"trained_on": "nothing"})
+    learned.save("second", opt, jax.tree.map(np.negative, phi), {})
+
+    def run(*words):
+        general.main(["--weights", *words])
+        return capsys.readouterr().out
+
+    with pytest.raises(SystemExit):
+        run("first")
+    assert "--data-dir is needed by image" in capsys.readouterr().err
+    assert "not written: image not done yet" in run("first", "--tasks", "parabola")
+    assert not (tmp_path / "results").exists()
+    assert "not written" in run("second", "--tasks", "parabola")  # other weights, another row
+    assert done == 2 * ["a parabola"]
+    said = run("first", "--data-dir", "data")
+    assert "median inf over 2 tasks, lower on 1; falls short" in said
+    assert done == [*2 * ["a parabola"], "an image"]
+    run("first")  # all is there: neither work nor data are needed
+    run("first", "--tasks", "parabola", "--force")
+    assert done[3:] == ["a parabola"]
+    table = json.loads((tmp_path / "results" / "paper" / "general.json").read_text())
+    assert list(table["rows"]) == ["parabola", "image"] and table["seconds"] == 6
+    assert table["verdict"]["won"] == 1 and table["weights"]["trained_on"] == "nothing"
+    assert (tmp_path / "results" / "paper" / "general.png").exists()
