@@ -5,7 +5,10 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+_CHUNK = 1024
 
 
 def count(tree: PyTree) -> int:
@@ -42,22 +45,38 @@ def unflatten(flat: Float[Array, " coordinates"], like: PyTree) -> PyTree:
 
 def leaf_means(rows: Float[Array, "rows coordinates"], like: PyTree) -> Float[Array, "rows leaves"]:
     """The mean of each row over each leaf of `like`; zero over an empty one."""
-    means = [
-        jnp.sum(part, axis=-1, keepdims=True) / max(1, part.shape[-1])
-        for part in _split(rows, sizes(like))
-    ]
-    return jnp.concatenate(means, axis=-1) if means else rows
+    chunk, leaf = _chunks(like)
+    lengths = sizes(like)
+    columns = rows.T
+    for segments, count in ((chunk, leaf.size), (jnp.asarray(leaf), len(lengths))):
+        columns = jax.ops.segment_sum(columns, segments, count, indices_are_sorted=True)
+    return columns.T / jnp.maximum(jnp.asarray(lengths, rows.dtype), 1)
 
 
 def at_coordinates(
     rows: Float[Array, "rows leaves"], like: PyTree
 ) -> Float[Array, "rows coordinates"]:
     """What each leaf of `like` has, at each of its coordinates."""
-    columns = [
-        jnp.broadcast_to(column, (rows.shape[0], size))
-        for column, size in zip(_split(rows, [1] * rows.shape[1]), sizes(like), strict=True)
-    ]
-    return jnp.concatenate(columns, axis=-1) if columns else rows
+    chunk, leaf = _chunks(like)
+    return jnp.take(jnp.take(rows, leaf, axis=1, mode="clip"), chunk, axis=1, mode="clip")
+
+
+def _chunks(like: PyTree) -> tuple[Int[Array, " coordinates"], Int[np.ndarray, " chunks"]]:
+    """The chunk of each coordinate, and the leaf of each chunk.
+
+    Indices and not slices, which take XLA some 50 ms to compile for each leaf; and chunks, because
+    a long sum in single precision, one number at a time, stands still.
+    """
+    leaves, ends, total = [], [], 0
+    for leaf, size in enumerate(sizes(like)):
+        for start in range(0, size, _CHUNK):
+            leaves.append(leaf)
+            ends.append(total + min(start + _CHUNK, size))
+        total += size
+    # Computed, not stored: an index for each coordinate would be a constant of the program.
+    coordinates = jnp.arange(total, dtype=jnp.int32)
+    chunk = jnp.searchsorted(jnp.asarray(ends, jnp.int32), coordinates, side="right")
+    return chunk, np.asarray(leaves, np.int32)
 
 
 def _split(x: Float[Array, "*rows coordinates"], sizes: list[int]) -> list[Array]:
