@@ -3,8 +3,8 @@
     python benchmarks/paper/weights.py robust-mnist --data-dir DATA   # resumable: type it again
 
 A recipe is one run of `l2ljax.meta.train` or several, each of which begins with the φ of the one
-before it. The folder (default: runs/NAME) then holds weights and card; `benchmarks/ship.py` takes
-them from there into the package.
+before it. The folder (default: runs/NAME) then holds weights and card; `ship.py` takes them from
+there into the package.
 """
 
 import argparse

@@ -151,7 +151,7 @@ def test_a_path_is_no_name(package, name):
 
 @functools.cache
 def script():
-    spec = importlib.util.spec_from_file_location("ship", ROOT / "benchmarks" / "ship.py")
+    spec = importlib.util.spec_from_file_location("ship", ROOT / "benchmarks" / "paper" / "ship.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,11 +1,13 @@
 """Puts the weights of a finished run into the package, where `l2ljax.learned.load` finds them.
 
-    python benchmarks/ship.py runs/mnist lstm-mnist \
+    python benchmarks/paper/ship.py runs/robust-mnist robust-mnist
+    python benchmarks/paper/ship.py runs/mnist lstm-mnist \
         --trained-on "the paper's MLP on MNIST, episodes of 100 steps" \
         --limits "fails on ReLU networks; beyond 200 steps losses rise"
 
-The card goes with them, and says besides what they were trained on and what they cannot do. Where
-the run has a comparison with tuned baselines, its final losses join the card's scores.
+The card goes with them. It has to say what they were trained on and what they cannot do: cards of
+`weights.py` do, others are told. Where the run has a comparison with tuned baselines, its final
+losses join the card's scores.
 """
 
 import argparse
@@ -23,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=pathlib.Path, help="folder of a finished run")
     parser.add_argument("name", help="what `learned.load` will take: letters, digits and hyphens")
-    parser.add_argument("--trained-on", required=True, help="tasks and lengths of episodes")
-    parser.add_argument("--limits", required=True, help="where not to use them")
+    parser.add_argument("--trained-on", default="", help="tasks and lengths of episodes")
+    parser.add_argument("--limits", default="", help="where not to use them")
     parser.add_argument("--force", action="store_true", help="replace weights of the same name")
     arguments = parser.parse_args(argv)
     try:
@@ -34,15 +36,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def ship(
-    run: pathlib.Path, name: str, *, trained_on: str, limits: str, force: bool = False
+    run: pathlib.Path, name: str, *, trained_on: str = "", limits: str = "", force: bool = False
 ) -> pathlib.Path:
     """Copies weights and card; returns their folder."""
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"name must be of small letters, digits and hyphens, got {name!r}")
-    for argument, text in {"trained_on": trained_on, "limits": limits}.items():
-        if not text.strip():
-            raise ValueError(f"{argument} must say something, got {text!r}")
     opt, phi, card = learned.restore(run)
+    said = {"trained_on": trained_on, "limits": limits}
+    card.update({key: text for key, text in said.items() if text.strip()})
+    for key in said:
+        if not card.get(key):
+            raise ValueError(f"{key} must say something, got {said[key]!r} and nothing in the card")
     if not card.get("command"):
         raise ValueError(f"{run / checkpoint.CARD} must have the command that made the weights")
     folder = _weights.SHIPPED / name
@@ -51,7 +55,7 @@ def ship(
         for file in files:
             file.unlink(missing_ok=True)
     scores = _scores(run, card.get("scores", {}))
-    card = {**card, "trained_on": trained_on, "limits": limits, "scores": scores}
+    card["scores"] = scores
     learned.save(folder, opt, phi, card)
     return folder
 
