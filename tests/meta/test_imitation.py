@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import small
 from jax.flatten_util import ravel_pytree
+from small import KEY, estimate, slopes, start
 
 from l2ljax import checkpoint
 from l2ljax.core import CoordinatewiseTransformation, LearnedOptimizer, Task
@@ -14,18 +16,20 @@ from l2ljax.learned import lstm
 from l2ljax.meta import imitation, make_step, train
 from l2ljax.tasks import quadratic
 
-KEY = jax.random.key(0)
-
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 OPT = LearnedOptimizer(init=lambda key: jnp.float32(0.03), bind=lambda phi: optax.sgd(phi))
 TEACHER = optax.sgd(0.02, momentum=0.9)
 
 
-def prepare(opt, task, teacher, phi, batch=2, **settings):
-    settings = {"horizon": 4, "truncation": 2} | settings
-    estimator = imitation(teacher, **settings)(opt, task, batch)
-    return jax.jit(estimator.estimate), jax.jit(estimator.init)(KEY, phi)
+def first(opt, task, teacher, phi, **settings):
+    """The first estimate."""
+    estimator = make(opt, task, teacher, **settings)
+    return estimate(estimator, phi, start(estimator, phi), KEY)[0]
+
+
+def make(opt, task, teacher, batch=2, **settings):
+    return imitation(teacher, **{"horizon": 4, "truncation": 2} | settings)(opt, task, batch)
 
 
 def python_loop(opt, task, teacher, phi, *, steps, batch=2):
@@ -61,14 +65,13 @@ def two_leaves():
     )
 
 
-@pytest.mark.parametrize("student", ["a rate", "an LSTM"])
-def test_segments_are_the_means_of_a_loop_by_hand(student):
-    opt = OPT if student == "a rate" else lstm((2,))
-    task, phi = two_leaves(), opt.init(jax.random.key(1))
-    estimate, state = prepare(opt, task, TEACHER, phi)
+def test_segments_are_the_means_of_a_loop_by_hand():
+    opt, task, phi = small.OPT, two_leaves(), small.PHI
+    estimator = make(opt, task, TEACHER)
+    state = start(estimator, phi)
     distances, losses = python_loop(opt, task, TEACHER, phi, steps=4)
     for s in (0, 2):
-        found, state = estimate(phi, state, KEY)
+        found, state = estimate(estimator, phi, state, KEY)
         assert found.aux["step"] == s
         np.testing.assert_allclose(found.loss, distances[:, s : s + 2].mean(), rtol=1e-4)
         np.testing.assert_allclose(
@@ -77,75 +80,59 @@ def test_segments_are_the_means_of_a_loop_by_hand(student):
 
 
 def test_the_teacher_drives_the_episode():
-    estimate, state = prepare(OPT, quadratic(2), TEACHER, jnp.float32(5.0), truncation=4)
-    found, _ = estimate(jnp.float32(5.0), state, KEY)
+    found = first(OPT, quadratic(2), TEACHER, jnp.float32(5.0), truncation=4)
     expected = curves(TEACHER, quadratic(2), key=KEY, steps=4, problems=2).mean(axis=0)[1:]
     np.testing.assert_allclose(found.aux["losses"], expected, rtol=1e-5)
 
 
 def test_a_student_like_its_teacher_has_no_distance_and_no_gradient():
-    estimate, state = prepare(OPT, quadratic(2), optax.sgd(0.03), jnp.float32(0.03))
-    found, _ = estimate(jnp.float32(0.03), state, KEY)
+    found = first(OPT, quadratic(2), optax.sgd(0.03), jnp.float32(0.03))
     assert (found.loss, found.grad) == (0, 0)
 
 
 def test_the_distance_of_rates_is_their_relative_square():
-    phi = jnp.float32(0.05)
-    estimate, state = prepare(OPT, quadratic(3), optax.sgd(0.02), phi)
-    found, _ = estimate(phi, state, KEY)
+    found = first(OPT, quadratic(3), optax.sgd(0.02), jnp.float32(0.05))
     np.testing.assert_allclose(found.loss, (0.03 / 0.02) ** 2, rtol=1e-5)
     np.testing.assert_allclose(found.grad, 2 * 0.03 / 0.02**2, rtol=1e-5)
 
 
 def test_the_meta_gradient_is_that_of_finite_differences(x64):
-    opt, task = lstm((2,)), quadratic(2)
-    phi = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), opt.init(KEY))
-    flat, tree = ravel_pytree(phi)
-    estimator = imitation(TEACHER, horizon=3, truncation=3)(opt, task, 2)
-    state = jax.jit(estimator.init)(KEY, phi)
-    estimate = jax.jit(lambda flat: estimator.estimate(tree(flat), state, KEY)[0])
-    gradient = ravel_pytree(estimate(flat).grad)[0]
-    widths = 1e-5 * jnp.eye(flat.size)
-    losses = jax.jit(jax.vmap(lambda flat: estimator.estimate(tree(flat), state, KEY)[0].loss))(
-        jnp.concatenate([flat + widths, flat - widths])
-    )
-    slopes = (losses[: flat.size] - losses[flat.size :]) / 2e-5
-    assert np.abs(slopes).max() > 1e-3
-    np.testing.assert_allclose(gradient, slopes, rtol=0, atol=1e-6 * np.abs(slopes).max())
+    # An LSTM of one unit, its weights as one vector.
+    weights, tree = ravel_pytree(lstm((1,)).init(KEY))
+    opt = LearnedOptimizer(init=lambda key: weights, bind=lambda flat: lstm((1,)).bind(tree(flat)))
+    estimator = make(opt, quadratic(2), TEACHER, horizon=3, truncation=3)
+    phi = weights.astype(jnp.float64)
+    state = start(estimator, phi)
+    found, _ = estimate(estimator, phi, state, KEY)
+    expected = slopes(estimator, phi, state, KEY, width=1e-5)
+    size = np.abs(expected).max()
+    assert size > 1e-3
+    np.testing.assert_allclose(found.grad, expected, rtol=0, atol=1e-6 * size)
 
 
 def test_a_student_is_trained_through_its_own_state_within_a_segment_only():
     opt = LearnedOptimizer(
         init=lambda key: jnp.float32(0.5), bind=lambda phi: optax.sgd(0.02, momentum=phi)
     )
-    teacher = optax.sgd(0.02, momentum=0.9)
-    phi = jnp.float32(0.5)
-    gradients = []
-    for truncation in (1, 4):
-        estimate, state = prepare(opt, quadratic(2), teacher, phi, truncation=truncation)
-        found, _ = estimate(phi, state, KEY)
-        gradients.append(float(found.grad))
+    one, whole = (
+        first(opt, quadratic(2), TEACHER, jnp.float32(0.5), truncation=k).grad for k in (1, 4)
+    )
     # The momentum of the first step, from a state of zero, matters to later steps only.
-    assert gradients[0] == 0 and gradients[1] < -1e-3
+    assert one == 0 and whole < -1e-3
 
 
 def test_steps_at_which_the_teacher_stands_still_count_as_zero_and_stay_finite():
     warm_up = optax.sgd(lambda count: jnp.where(count < 2, 0.0, 0.02))
-    estimate, state = prepare(OPT, quadratic(2), warm_up, jnp.float32(0.05), truncation=4)
-    found, _ = estimate(jnp.float32(0.05), state, KEY)
+    found = first(OPT, quadratic(2), warm_up, jnp.float32(0.05), truncation=4)
     np.testing.assert_allclose(found.loss, 0.5 * (0.03 / 0.02) ** 2, rtol=1e-5)
     np.testing.assert_allclose(found.grad, 0.5 * 2 * 0.03 / 0.02**2, rtol=1e-5)
-    still, state = prepare(OPT, quadratic(2), optax.sgd(0.0), jnp.float32(0.05))
-    found, _ = still(jnp.float32(0.05), state, KEY)
-    assert (found.loss, found.grad) == (0, 0)
 
 
 def test_a_teacher_may_search_along_a_line():
     teacher = optax.chain(
         optax.sgd(1.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=8)
     )
-    estimate, state = prepare(OPT, quadratic(2), teacher, jnp.float32(0.03), truncation=4)
-    found, _ = estimate(jnp.float32(0.03), state, KEY)
+    found = first(OPT, quadratic(2), teacher, jnp.float32(0.03), truncation=4)
     assert np.isfinite(found.loss) and np.all(np.diff(found.aux["losses"]) < 0)
 
 
@@ -158,8 +145,9 @@ def test_a_coordinatewise_student_is_not_mapped_over_the_batch():
 
     student = CoordinatewiseTransformation(lambda params: (), update)
     opt = LearnedOptimizer(init=lambda key: jnp.zeros(()), bind=lambda phi: student)
-    estimate, state = prepare(opt, quadratic(3), TEACHER, jnp.zeros(()), batch=2)
-    estimate(jnp.zeros(()), state, KEY)
+    estimator = make(opt, quadratic(3), TEACHER)
+    state = jax.eval_shape(start, estimator, jnp.zeros(()))
+    jax.eval_shape(estimate, estimator, jnp.zeros(()), state, KEY)
     assert set(shapes) == {(2, 3)}
 
 
