@@ -62,7 +62,9 @@ def neural_art(
     that of Gatys et al., with its 1/(4 N² M²); each image has its own M here, so sizes may differ.
     $L_\mathrm{content}$ is theirs over N M, for the same reason. The maps of each layer are divided
     by their root mean square on the style image (Gatys et al. rescaled their network's weights to
-    a like effect): the weights α, β and γ then suit any network and all sizes.
+    a like effect), so that the weights need not follow the scale of a network. By default the three
+    terms are .8, 1 and .02 in the median for parts of one photograph, another part as the content
+    and a second photograph as the style, and .7, 13 and .25 for white noise.
 
     The loss is deterministic: its key is unused. A problem is one part of one content. It holds
     where that part is, and P^l, which no step then has to compute again; pictures, A^l and the
@@ -87,25 +89,25 @@ def neural_art(
         loss is computed in the dtype of `params`, in `float32` at least.
 
     Raises:
-        ValueError: for images of another shape or dtype, a negative weight or deviation, a crop
-            below one, or an unknown start.
+        ValueError: for images of another shape or dtype, a style of one colour all over, a negative
+            weight or deviation, a crop below one, or an unknown start.
 
     Reference:
         Andrychowicz et al., 2016, section 3.4, with the losses of Gatys, Ecker and Bethge, 'Image
         style transfer using convolutional neural networks', 2016. Both use VGG-19.
 
-    >>> contents, style = np.zeros((1, 16, 16, 3)), np.ones((16, 16, 3))
-    >>> task = neural_art(contents, style, content_weight=0, variation_weight=0, noise_std=0.1)
+    >>> stripes = np.indices((16, 16)).sum(axis=0)[..., None] % 3 / [2, 3, 4]
+    >>> task = neural_art(contents=np.zeros((1, 16, 16, 3)), style=stripes)
     >>> key = jax.random.key(0)
     >>> problem = task.sample(key)
     >>> image = task.init(key, problem)
     >>> for step in range(3):
     ...     loss, gradient = jax.value_and_grad(task.loss)(image, problem, key)
-    ...     image -= 10 * gradient
-    ...     print(f"{loss:.3f}")
-    2.181
-    2.029
-    1.912
+    ...     image -= 0.01 * gradient
+    ...     print(f"{loss:.1f}")
+    18.0
+    5.4
+    4.7
     """
     contents, style = jnp.asarray(contents), jnp.asarray(style)
     check_pixels("contents", contents, "n, height, width, 3")
@@ -118,6 +120,7 @@ def neural_art(
     _checks.non_negative("noise_std", noise_std)
     network = as_partial(random_features() if features is None else features)
     known = _style(network, style)
+    _check_contrast(known)
     height, width = (min(crop, side) for side in contents.shape[1:3])
     shape = (height, width, 3)
     if start == "noise":
@@ -204,9 +207,19 @@ def _style(features: Partial, style: Array) -> _Style:
 
 
 def _mean_square(maps: Array) -> Scalar:
-    """The mean square; 1 for maps that are zero, which have no scale."""
-    square = jnp.mean(maps**2)
-    return jnp.where(square > 0, square, 1)
+    return jnp.mean(maps**2)
+
+
+def _check_contrast(style: _Style) -> None:
+    """Maps are divided by their size: what only rounding made would become a loss without bound."""
+    squares = style.style_squares + style.content_squares
+    if any(isinstance(square, jax.core.Tracer) for square in squares):
+        return
+    if not min(squares) > 1e-8 * max(squares):
+        raise ValueError(
+            "style must be a picture that every layer of the features responds to, got mean "
+            f"squares of maps of {min(squares):.1e} to {max(squares):.1e}"
+        )
 
 
 def _gram(
