@@ -44,6 +44,13 @@ def _mnist(hidden: tuple[int, ...] = (20,), activation: str = "sigmoid") -> Call
     return task
 
 
+def _cifar(title: str, name: str, weights: tuple[str, ...]) -> Panel:
+    def task(data_dir: str | None) -> Task:
+        return tasks.load(name, data_dir).evaluation
+
+    return Panel(title, task, 100, weights, None, 1.0, 0.95, problems=10, tuning_problems=4)
+
+
 _LEARNED = ("robust-mnist", "lstm-mnist")
 
 PANELS = {
@@ -78,5 +85,32 @@ PANELS = {
         0.9,
         problems=20,
         tuning_problems=4,
+    ),
+    "cifar10": _cifar("CIFAR-10, convolutional network", "cifar10", ("lstm-cifar10",)),
+    "cifar5": _cifar("CIFAR-5", "cifar5", ("lstm-cifar10", "lstm-cifar5-sub")),
+    "cifar2": _cifar("CIFAR-2", "cifar2", ("lstm-cifar10", "lstm-cifar2-sub")),
+    "art": Panel(
+        "neural art, the style of training, 64x64",
+        lambda data_dir: tasks.load("art").evaluation,
+        steps=128,
+        weights=("lstm-art",),
+        paper=None,
+        floor=1.0,
+        aim=0.9,
+        problems=10,
+        tuning_problems=4,
+        window=1,
+    ),
+    "art-new-style": Panel(
+        "neural art, a new style, 128x128",
+        lambda data_dir: tasks.sample_art("evaluation", style="waves", size=128),
+        steps=128,
+        weights=("lstm-art",),
+        paper=None,
+        floor=1.0,
+        aim=0.9,
+        problems=10,
+        tuning_problems=4,
+        window=1,
     ),
 }

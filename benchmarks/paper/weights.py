@@ -178,10 +178,55 @@ def general(data_dir: str | None) -> Recipe:
     )
 
 
+def _cifar(name: str, data_dir: str | None, trained_on: str) -> Recipe:
+    """Two LSTMs, one for kernels of convolutions and one for all other params."""
+    member = learned.adaptive_lstm(b1=(0.9, 0.99))
+    opt = learned.partition({"conv": member, "fc": member}, {"Conv_*": "conv", "*": "fc"})
+    task = tasks.load(name, data_dir).train
+    return Recipe(
+        opt=opt,
+        task=task,
+        parts=[Part(300, 3e-3, whole_episodes())],
+        validate=lambda key: meta.validation(opt, task, key=key, problems=4),
+        trained_on=f"{trained_on}, convolutional network with batch normalization, 100 steps",
+        limits="params of convolutions must be named Conv_*; one architecture was seen",
+    )
+
+
+def lstm_cifar10(data_dir: str | None) -> Recipe:
+    return _cifar("cifar10", data_dir, "CIFAR-10")
+
+
+def lstm_cifar5_sub(data_dir: str | None) -> Recipe:
+    return _cifar("cifar5-sub", data_dir, "the five labels of CIFAR-10 that CIFAR-5 leaves out")
+
+
+def lstm_cifar2_sub(data_dir: str | None) -> Recipe:
+    return _cifar("cifar2-sub", data_dir, "the eight labels of CIFAR-10 that CIFAR-2 leaves out")
+
+
+def lstm_art(data_dir: str | None) -> Recipe:
+    del data_dir
+    opt = learned.adaptive_lstm(b1=(0.9, 0.99))
+    task = tasks.load("art").train
+    return Recipe(
+        opt=opt,
+        task=task,
+        parts=[Part(600, 3e-3, whole_episodes(128))],
+        validate=lambda key: meta.validation(opt, task, key=key, horizon=128, problems=8, window=1),
+        trained_on="neural art of 64x64 pixels in one style, 128 steps",
+        limits="images and losses of this kind",
+    )
+
+
 RECIPES: dict[str, Callable[[str | None], Recipe]] = {
     "lstm-quadratic": lstm_quadratic,
     "lstm-mnist": lstm_mnist,
     "robust-mnist": robust_mnist,
+    "lstm-cifar10": lstm_cifar10,
+    "lstm-cifar5-sub": lstm_cifar5_sub,
+    "lstm-cifar2-sub": lstm_cifar2_sub,
+    "lstm-art": lstm_art,
     "general": general,
 }
 
