@@ -327,7 +327,7 @@ def gru_on_text(data_dir: str | None) -> Task:
 def transformer_on_text(data_dir: str | None) -> Task:
     del data_dir
     dataset, vocabulary = text()
-    return fit(Transformer(32, 2, vocabulary), sequence_cross_entropy, dataset, 32)
+    return fit(Transformer(32, 2, vocabulary), sequence_cross_entropy, dataset, 16)
 
 
 SUITE: dict[str, HeldOut] = {
