@@ -97,7 +97,9 @@ def run(name: str, panel: Panel, data_dir: str | None, folders: dict[str, str]) 
 def say(name: str, verdict: dict[str, Any]) -> str:
     """One line: the paper's ratio, ours, and whether that is enough."""
     ratio = verdict["ratio"]
-    if verdict["diverged"] or ratio > verdict["floor"]:
+    if verdict["diverged"]:
+        outcome = f"falls short: diverges on {verdict['diverged']} problems"
+    elif ratio > verdict["floor"]:
         outcome = f"falls short of the floor {verdict['floor']} by {ratio - verdict['floor']:.3f}"
     elif ratio > verdict["aim"]:
         outcome = f"reaches the floor {verdict['floor']}, misses the aim {verdict['aim']}"
