@@ -1,5 +1,6 @@
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -206,6 +207,53 @@ def test_convnet_gradients_equal_finite_differences(batch_norm, x64):
         )
         expected = sum(map(np.vdot, jax.tree.leaves(gradient), jax.tree.leaves(direction)))
         np.testing.assert_allclose((above - below) / (2 * width), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 5])
+def test_convnet_kernels_of_any_size_have_the_gradients_of_flax(kernel):
+    x = np.random.default_rng(2).normal(size=(4, 6, 5, 2)).astype(np.float32)
+    conv = nn.Conv(3, (kernel, kernel))
+    shape = {"channels": (3,), "kernel": kernel, "hidden": (), "outputs": 3, "batch_norm": False}
+    params = networks.convnet_init(jax.random.key(0), jnp.asarray(x), **shape)
+
+    def theirs(params, x):
+        x = conv.apply({"params": params["Conv_0"]}, x)
+        x = nn.max_pool(nn.relu(x), (2, 2), (2, 2)).reshape(len(x), -1)
+        return x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+
+    def ours(params, x):
+        return networks.convnet_apply(params, x, **shape)
+
+    results = [
+        jax.jit(jax.grad(lambda p, x, f=f: jnp.sum(jnp.sin(f(p, x))), argnums=(0, 1)))(params, x)
+        for f in (ours, theirs)
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
+def test_hessian_vector_products_of_the_convnet_equal_finite_differences(x64):
+    task = small_task()
+    params = generic_like(shapes(task))
+    random, width = np.random.default_rng(3), 1e-6
+    direction = jax.tree.map(lambda w: jnp.asarray(random.normal(size=w.shape)), params)
+
+    @jax.jit
+    def product(params):
+        gradient = jax.grad(lambda p: task.loss(p, (), jax.random.key(0)))
+        return jax.jvp(gradient, (params,), (direction,))[1]
+
+    above, below = (
+        value_and_grad(task, jax.tree.map(lambda w, d, s=s: w + s * width * d, params, direction))
+        for s in (1, -1)
+    )
+    jax.tree.map(
+        lambda actual, a, b: np.testing.assert_allclose(
+            actual, (a - b) / (2 * width), rtol=1e-4, atol=1e-5
+        ),
+        product(params),
+        above[1],
+        below[1],
+    )
 
 
 def test_the_convnet_takes_bfloat16_params_and_sums_in_float32():
