@@ -126,7 +126,7 @@ def history(result: TrainResult | Mapping[str, np.ndarray], *, ax: Axes | None =
     if below is not None:
         norm = np.asarray(rows["grad_norm"], np.float64)
         _running(below, norm, "norm of the meta-gradient")
-        _scale(below, norm[norm > 0])
+        _scale(below, norm[norm > 0], labels=(1, 3))
         _mark(below, rows)
         below.set_ylabel("gradient norm")
     (ax if below is None else below).set_xlabel("meta-step")
@@ -326,11 +326,11 @@ def _running(ax: Axes, values: np.ndarray, label: str) -> None:
     ax.plot(np.arange(len(mean)) + len(window) - 1, mean, color="black", label=label)
 
 
-def _scale(ax: Axes, values: np.ndarray) -> None:
+def _scale(ax: Axes, values: np.ndarray, labels: tuple[int, ...] = (1, 2, 3, 5)) -> None:
     """A logarithmic axis where all values are positive, else a linear one."""
     finite = values[np.isfinite(values)]
     if finite.size and finite.min() > 0:
-        _logarithmic(ax)
+        _logarithmic(ax, labels)
     else:
         _quiet(ax)
 
@@ -342,7 +342,7 @@ def _mark(ax: Axes, rows: Mapping[str, np.ndarray]) -> None:
         ax.plot(
             steps,
             np.full(steps.size, 0.03),
-            color=_COLORS[5],
+            color=_COLORS[3],
             linestyle="none",
             marker="|",
             transform=ax.get_xaxis_transform(),
@@ -350,10 +350,10 @@ def _mark(ax: Axes, rows: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def _logarithmic(ax: Axes) -> None:
+def _logarithmic(ax: Axes, labels: tuple[int, ...] = (1, 2, 3, 5)) -> None:
     """Losses on a logarithmic axis with plain numbers, on a quiet grid."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    ax.yaxis.set_major_locator(LogLocator(subs=labels))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("")
     _quiet(ax)
