@@ -200,6 +200,11 @@ def labelled_by(opt, tree):
     return {name: member.layers[0][0].shape[1] for name, member in state.members.items()}
 
 
+def shown(value):
+    """The same in every process, which the address of a function is not."""
+    return "function" if callable(value) else str(value)
+
+
 @pytest.mark.parametrize(
     ("labels", "counts"),
     [
@@ -212,7 +217,7 @@ def labelled_by(opt, tree):
         ("fc", (0, 16)),
         (lambda params: {"Conv_0": "conv", "Dense_0": "fc"}, (8, 8)),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_labels_are_patterns_trees_or_functions(labels, counts):
     assert tuple(labelled(labels).values()) == counts
@@ -239,7 +244,7 @@ def test_params_may_be_lists_one_leaf_or_nothing():
         (lambda p: jax.tree.map(lambda w: "x", p), "the label of 'Conv_0/kernel' must be one of"),
         (lambda p: p, "the label of 'Conv_0/kernel' must be one of"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_a_missing_or_unknown_label_names_the_leaf(labels, message):
     with pytest.raises(ValueError, match=message):
@@ -320,7 +325,7 @@ def test_a_partition_with_a_member_without_spec_cannot_be_saved(tmp_path):
         ({"optimizers": {"conv": None}}, "conv must name the optimizer and its arg"),
         ({"labels": {"*": "x"}}, "the label of '\\*' must be one of"),
     ],
-    ids=str,
+    ids=shown,
 )
 def test_a_card_with_another_partition_is_refused_with_its_path(tmp_path, arguments, message):
     learned.save(tmp_path, learned.partition(members(), PATTERNS), phi(), {})
