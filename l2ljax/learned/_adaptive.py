@@ -145,13 +145,12 @@ def _update(
     phi = jax.tree.map(lambda leaf: leaf.astype(dtype), phi)
     gradient = _coordinates.flatten(updates, dtype)
     count = optax.safe_increment(state.count)
+    t = count.astype(dtype)
     decays = jnp.asarray(design.decays, dtype)[:, None]
     means = decays * state.means + (1 - decays) * gradient
     decay_square = jnp.asarray(design.decay_square, dtype)
     square = decay_square * state.square + (1 - decay_square) * gradient**2
-    inputs = _inputs(
-        gradient, means / (1 - decays**count), square / (1 - decay_square**count), design
-    )
+    inputs = _inputs(gradient, means / (1 - decays**t), square / (1 - decay_square**t), design)
     network = phi
     if design.encoder:
         inputs = jax.nn.elu(coordinate_dense_apply(phi["encoder"], inputs))
@@ -174,5 +173,5 @@ def _inputs(
     normalized = signals * jax.lax.rsqrt(square + design.eps**2)
     if not design.logarithms:
         return normalized
-    logarithms = log_sign(signals, p=design.p)
-    return jnp.concatenate([normalized, logarithms.reshape(-1, gradient.size)])
+    logarithms, signs = log_sign(signals, p=design.p)
+    return jnp.concatenate([normalized, logarithms, signs])
