@@ -355,6 +355,8 @@ def _convolution_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[
     turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     # The sum over examples is one over channels, with channels and examples exchanged.
     by_kernel = _convolve(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), low, high)
+    # The XLA of JAX 0.8.1 miscompiles the transpose of this product without the barrier.
+    by_kernel = jax.lax.optimization_barrier(by_kernel)
     return _convolve(gradient, turned, high, low), by_kernel.transpose(1, 2, 0, 3)
 
 
@@ -371,7 +373,8 @@ class _Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, x.shape[-1], self.units)
-        x = _convolution(x, self.param("kernel", _scaled_normal, shape, jnp.float32))
+        kernel = self.param("kernel", _scaled_normal, shape, jnp.float32)
+        x = _convolution(*nn.dtypes.promote_dtype(x, kernel, dtype=None))
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros_init(), (self.units,), jnp.float32)
         return x

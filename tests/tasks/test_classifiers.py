@@ -11,8 +11,6 @@ from small_images import draw, images, loss_at, value_and_grad
 from l2ljax import networks
 from l2ljax.tasks import Dataset, Split, convnet_classifier, mlp_classifier
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def _numpy_mlp(params, images, labels):
     """The loss and gradient of a sigmoid MLP by hand, in float64."""
@@ -248,7 +246,7 @@ def test_hessian_vector_products_of_the_convnet_equal_finite_differences(x64):
         value_and_grad(task, jax.tree.map(lambda w, d, s=s: w + s * width * d, params, direction))
         for s in (1, -1)
     )
-    for product in (forward, reverse):
+    for product in (forward, reverse):  # XLA once miscompiled the second
         jax.tree.map(
             lambda actual, a, b: np.testing.assert_allclose(
                 actual, (a - b) / (2 * width), rtol=1e-5, atol=1e-6
@@ -306,6 +304,13 @@ def test_convnet_weights_are_normal_with_variance_one_over_fan_in_and_biases_are
     assert sorted(without) == ["Conv_0", "Conv_1", "Dense_0", "Dense_1"]
     for layer in without.values():
         np.testing.assert_array_equal(layer["bias"], 0)
+
+
+def test_images_of_any_precision_give_single_precision_weights(x64):
+    for dtype in (jnp.float64, jnp.bfloat16):
+        init = functools.partial(networks.convnet_init, **SMALL, outputs=3)
+        params = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 6, 5, 2), dtype))
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
 
 
 def test_the_default_convnet_has_the_documented_layers():
