@@ -38,14 +38,19 @@ def x64() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def quick_compilation() -> Iterator[None]:
-    """For programs that run once, for microseconds: compiling them is all the time they take."""
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Most programs here run once, for microseconds: compiling them is all the time they take.
+
+    A module whose programs run long sets `OPTIMIZED = True`.
+    """
     name = "jax_disable_most_optimizations"
     before = jax.config.read(name)
-    jax.config.update(name, True)
+    jax.config.update(name, not getattr(request.module, "OPTIMIZED", False))
     yield
     jax.config.update(name, before)
+    # Gigabytes of programs that no other module runs.
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

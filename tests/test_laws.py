@@ -13,8 +13,6 @@ import optax
 import pytest
 from methods_table import METHODS, SECOND_ORDER, VARIANTS
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def each(methods):
     """A test for each of these rows; with the oldest dependencies only the quick ones of a kind."""

@@ -20,8 +20,6 @@ general, held_out, panels, paper = map(
     importlib.import_module, ["general", "held_out", "panels", "run"]
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def first_key():
     """Of the generator that compiles fastest."""

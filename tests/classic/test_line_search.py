@@ -11,8 +11,6 @@ import pytest
 import l2ljax as l2l
 from l2ljax import classic
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SEARCHES = ["strong_wolfe", "backtracking"]
 METHODS = {
     "gradient_descent": functools.partial(classic.gradient_descent, learning_rate=1.0),

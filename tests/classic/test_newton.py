@@ -9,8 +9,6 @@ import pytest
 from l2ljax import classic
 from l2ljax.classic._spectral import spectral_solve
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SOLVERS = ["exact", "cg"]
 every_solver = pytest.mark.parametrize("solver", SOLVERS)
 

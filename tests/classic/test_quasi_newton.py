@@ -13,8 +13,6 @@ from mgh import PROBLEMS
 
 from l2ljax import classic
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 STEPS = 100
 GTOL = 1e-5
 DIM = max(len(problem.start) for problem in PROBLEMS)

@@ -10,8 +10,6 @@ import pytest
 
 from l2ljax import classic
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SOLVERS = ["exact", "lanczos"]
 every_solver = pytest.mark.parametrize("solver", SOLVERS)
 

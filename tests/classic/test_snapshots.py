@@ -12,6 +12,8 @@ from l2ljax import classic, networks
 from l2ljax.classic import average_predictions, with_snapshots
 from l2ljax.tasks import digits
 
+OPTIMIZED = True
+
 START = {"w": jnp.array([2.0, -1.0]), "b": jnp.array(0.5)}
 # Cycles that divide the steps, a last cycle cut short, one cycle, and a cycle for each update.
 CYCLES = {(6, 2): [3, 6], (10, 4): [3, 6, 9, 10], (5, 2): [3, 5], (4, 1): [4], (3, 3): [1, 2, 3]}

@@ -17,6 +17,8 @@ from l2ljax import learned, tasks
 from l2ljax.cli import _commands
 from l2ljax.cli._run import Saver
 
+OPTIMIZED = True
+
 ROOT = Path(__file__).parents[2]
 
 

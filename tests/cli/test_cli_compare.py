@@ -10,6 +10,8 @@ from cli_runs import FINISHED, assert_match, contents, run
 import l2ljax
 from l2ljax import evaluate, learned
 
+OPTIMIZED = True
+
 COMPARISON = "--problems 4 --inner-steps 5".split()
 
 

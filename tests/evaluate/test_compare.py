@@ -15,8 +15,6 @@ from l2ljax.evaluate import Tunable, compare, curves, tune
 
 KEY = jax.random.key(0)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # f(θ) = h |θ|²/2, a curvature h a problem.
 BOWLS = Task(
     sample=lambda key: jax.random.uniform(key, minval=0.5, maxval=1.5),

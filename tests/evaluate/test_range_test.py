@@ -14,8 +14,6 @@ from l2ljax.tasks import digits, mlp_classifier
 
 KEY = jax.random.key(0)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def quadratic(curvatures, noise=0.0):
     """A sum of parabolas whose gradient has noise of that deviation."""

@@ -13,8 +13,6 @@ from l2ljax.meta import final_loss
 
 KEY = jax.random.key(0)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # |θ|²/2 by gradient descent: θ_T = (1 - η)^T θ₀, solved at once by η = 1, diverging beyond 2.
 BOWL = Task(
     sample=lambda key: (),

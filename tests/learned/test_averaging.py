@@ -12,8 +12,6 @@ import pytest
 from l2ljax import learned
 from l2ljax.core import CoordinatewiseTransformation
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 HIDDEN = (3, 2)
 SIZE = 6
 lstm = functools.partial(learned.lstm, hidden=HIDDEN, preprocess=None)

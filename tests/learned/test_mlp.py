@@ -11,8 +11,6 @@ from l2ljax import learned, networks
 from l2ljax.core import CoordinatewiseTransformation
 from l2ljax.learned import _coordinates
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPES = {"empty": (0, 3), "scale": (), "weight": (2, 3)}
 ANCESTOR = {
     "hidden": (32, 32),

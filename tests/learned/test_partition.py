@@ -10,8 +10,6 @@ import pytest
 from l2ljax import classic, learned, meta
 from l2ljax.core import CoordinatewiseTransformation, LearnedOptimizer, Task, closure
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 PATTERNS = {"Conv*": "conv", "*/bias": "fc", "Dense_0/kernel": "fc"}
 TREE = {"Conv_0": "conv", "Dense_0": {"kernel": "fc", "bias": "fc"}}
 

@@ -13,8 +13,6 @@ import pytest
 from l2ljax import learned
 from l2ljax.learned import _weights
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = pathlib.Path(__file__).parents[2]
 MEBIBYTE = 2**20
 CARD = {

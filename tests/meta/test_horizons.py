@@ -14,8 +14,6 @@ from l2ljax.evaluate import curves
 from l2ljax.meta import final_weights, make_step, polynomial_weights, train, truncated
 from l2ljax.meta._train import _jitted_chunk, _prepare
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def make(batch=2, **settings):
     return truncated(**{"truncation": 2} | settings)(OPT, TASK, batch)

@@ -16,8 +16,6 @@ from l2ljax.learned import lstm
 from l2ljax.meta import imitation, make_step, train
 from l2ljax.tasks import quadratic
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 OPT = LearnedOptimizer(init=lambda key: jnp.float32(0.03), bind=lambda phi: optax.sgd(phi))
 TEACHER = optax.sgd(0.02, momentum=0.9)
 

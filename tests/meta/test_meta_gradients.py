@@ -22,7 +22,7 @@ KEY, PHI_KEY = jax.random.key(0), jax.random.key(1)
 HORIZON, BATCH = 4, 2
 WEIGHTS = np.array([0.5, 1.0, 0.25, 2.0])
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "x64")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def small_mlp():

@@ -13,8 +13,6 @@ from l2ljax.evaluate import curves
 from l2ljax.meta import final_loss, make_step, mixture, train, truncated, validation
 from l2ljax.tasks import quadratic
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def scaled(task, factor):
     """The same functions in other units."""

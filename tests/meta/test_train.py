@@ -21,6 +21,8 @@ from l2ljax.meta import (
 )
 from l2ljax.tasks import quadratic
 
+OPTIMIZED = True
+
 KEY = jax.random.key(0)
 
 

@@ -18,8 +18,6 @@ from l2ljax.tasks import quadratic
 KEY = jax.random.key(3)
 STEPS = 4
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def noisy_bowl():
     """Minibatches without the compile time of a network."""

@@ -11,8 +11,6 @@ from l2ljax import checkpoint
 from l2ljax.core import Estimate, Estimator
 from l2ljax.meta import imitation, make_step, train, truncated, weighted
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LOSS = truncated(horizon=4, truncation=2)
 IMITATION = imitation(optax.sgd(0.01), horizon=2, truncation=2)
 

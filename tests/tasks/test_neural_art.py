@@ -19,8 +19,6 @@ from l2ljax.tasks import (
 )
 from l2ljax.tasks import _neural_art as module
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0)
 CROP = 6
 SMALL = {"filters": 3, "width": 3, "scales": 2}
