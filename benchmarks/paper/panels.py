@@ -63,7 +63,8 @@ PANELS = {
         floor=0.6,
         aim=0.5,
         problems=1024,
-        tuning_problems=128,
+        # As many: a rate that is right for most diverges on one of a thousand.
+        tuning_problems=1024,
         window=1,
     ),
     "mnist": Panel(
