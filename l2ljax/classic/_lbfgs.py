@@ -87,13 +87,12 @@ def lbfgs(
     ...     value, grad = value_and_grad(w, state=state)
     ...     updates, state = tx.update(grad, state, w, value=value, grad=grad, value_fn=valley)
     ...     return optax.apply_updates(w, updates), state
-    >>> for t in range(36):
+    >>> print(f"{valley(w):.1f}")
+    24.2
+    >>> for _ in range(36):
     ...     w, state = step(w, state)
-    ...     if t % 12 == 11:
-    ...         print(f"{w[0]:.1f} {w[1]:.1f}")
-    -0.4 0.1
-    0.7 0.5
-    1.0 1.0
+    >>> print(f"{valley(w):.1f} at {w[0]:.1f}, {w[1]:.1f}")
+    0.0 at 1.0, 1.0
     """
     return descend("lbfgs", scale_by_lbfgs(memory_size, min_cosine), learning_rate, line_search)
 
