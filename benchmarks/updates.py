@@ -98,8 +98,7 @@ METHODS: dict[str, tuple[Any, Any, tuple[str, dict[str, Any]] | None]] = {
     ),
 }
 
-# XLA's compile time is quadratic in the leaves of L-BFGS's programs, optax's and ours: 400 take
-# optax minutes.
+# XLA's compile time is quadratic in the leaves of optax's L-BFGS: 400 take minutes.
 FEWER_LEAVES = {"lbfgs_without_line_search": 40}
 
 
