@@ -36,3 +36,12 @@ def write(name: str, content: dict[str, Any]) -> pathlib.Path:
     text = json.dumps({"circumstances": circumstances(), **content}, indent=2, allow_nan=False)
     path.write_text(text + "\n")
     return path
+
+
+def outcome(ratio: float, floor: float, aim: float) -> str:
+    """What a ratio is worth, in words."""
+    if ratio > floor:
+        return f"falls short of the floor {floor} by {ratio - floor:.3f}"
+    if ratio > aim:
+        return f"reaches the floor {floor}, misses the aim {aim}"
+    return f"reaches the aim {aim}"

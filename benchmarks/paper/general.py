@@ -115,12 +115,8 @@ def say(verdict: Mapping[str, Any]) -> str:
     median, diverged = number(verdict["median_ratio"]), verdict["diverged"]
     if diverged:
         outcome = f"falls short of the floor: diverges on {', '.join(diverged)}"
-    elif median > verdict["floor"]:
-        outcome = f"falls short of the floor {verdict['floor']} by {median - verdict['floor']:.3f}"
-    elif median > verdict["aim"]:
-        outcome = f"reaches the floor {verdict['floor']}, misses the aim {verdict['aim']}"
     else:
-        outcome = f"reaches the aim {verdict['aim']}"
+        outcome = _report.outcome(median, verdict["floor"], verdict["aim"])
     return (
         f"general / tuned Adam: median {median:.3f} over {verdict['tasks']} tasks, "
         f"lower on {verdict['won']}; {outcome}"

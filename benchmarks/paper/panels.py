@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from l2ljax import tasks
 from l2ljax.core import Task
@@ -51,6 +52,17 @@ def _cifar(title: str, name: str, weights: tuple[str, ...]) -> Panel:
     return Panel(title, task, 100, weights, None, 1.0, 0.95, problems=10, tuning_problems=4)
 
 
+def _art(title: str, **options: Any) -> Panel:
+    def task(data_dir: str | None) -> Task:
+        del data_dir
+        return tasks.sample_art("evaluation", **options)
+
+    weights = ("lstm-art",)
+    return Panel(
+        title, task, 128, weights, None, 1.0, 0.9, problems=10, tuning_problems=4, window=1
+    )
+
+
 _LEARNED = ("robust-mnist", "lstm-mnist")
 
 PANELS = {
@@ -90,28 +102,6 @@ PANELS = {
     "cifar10": _cifar("CIFAR-10, convolutional network", "cifar10", ("lstm-cifar10",)),
     "cifar5": _cifar("CIFAR-5", "cifar5", ("lstm-cifar10", "lstm-cifar5-sub")),
     "cifar2": _cifar("CIFAR-2", "cifar2", ("lstm-cifar10", "lstm-cifar2-sub")),
-    "art": Panel(
-        "neural art, the style of training, 64x64",
-        lambda data_dir: tasks.load("art").evaluation,
-        steps=128,
-        weights=("lstm-art",),
-        paper=None,
-        floor=1.0,
-        aim=0.9,
-        problems=10,
-        tuning_problems=4,
-        window=1,
-    ),
-    "art-new-style": Panel(
-        "neural art, a new style, 128x128",
-        lambda data_dir: tasks.sample_art("evaluation", style="waves", size=128),
-        steps=128,
-        weights=("lstm-art",),
-        paper=None,
-        floor=1.0,
-        aim=0.9,
-        problems=10,
-        tuning_problems=4,
-        window=1,
-    ),
+    "art": _art("neural art, the style of training, 64x64"),
+    "art-new-style": _art("neural art, a new style, 128x128", style="waves", size=128),
 }

@@ -99,12 +99,8 @@ def say(name: str, verdict: dict[str, Any]) -> str:
     ratio = verdict["ratio"]
     if verdict["diverged"]:
         outcome = f"falls short: diverges on {verdict['diverged']} problems"
-    elif ratio > verdict["floor"]:
-        outcome = f"falls short of the floor {verdict['floor']} by {ratio - verdict['floor']:.3f}"
-    elif ratio > verdict["aim"]:
-        outcome = f"reaches the floor {verdict['floor']}, misses the aim {verdict['aim']}"
     else:
-        outcome = f"reaches the aim {verdict['aim']}"
+        outcome = _report.outcome(ratio, verdict["floor"], verdict["aim"])
     paper = "-" if verdict["paper"] is None else f"{verdict['paper']:.2f}"
     return (
         f"{name}: paper {paper}, here {ratio:.3f} [{verdict['low']:.3f}, {verdict['high']:.3f}] "
