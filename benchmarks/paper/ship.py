@@ -14,6 +14,7 @@ import argparse
 import json
 import pathlib
 import re
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,13 +51,17 @@ def ship(
     if not card.get("command"):
         raise ValueError(f"{run / checkpoint.CARD} must have the command that made the weights")
     folder = _weights.SHIPPED / name
-    files = [folder / checkpoint.WEIGHTS, folder / checkpoint.CARD]
-    if force:
-        for file in files:
-            file.unlink(missing_ok=True)
     scores = _scores(run, card.get("scores", {}))
     card["scores"] = scores
-    learned.save(folder, opt, phi, card)
+    if not force:
+        learned.save(folder, opt, phi, card)
+        return folder
+    # Beside the old ones first, which stay if anything is refused.
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        learned.save(temporary, opt, phi, card)
+        folder.mkdir(exist_ok=True)
+        for name in (checkpoint.WEIGHTS, checkpoint.CARD):
+            (pathlib.Path(temporary) / name).replace(folder / name)
     return folder
 
 
