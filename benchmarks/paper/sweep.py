@@ -28,6 +28,7 @@ PATH = _report.RESULTS / "paper" / "mnist-sweep.json"
 
 def cell(tx: Any, data: tasks.Dataset, width: int, depth: int) -> dict[str, Any]:
     """One architecture: final losses of the learned optimizer and of the best baseline."""
+    start = time.perf_counter()
     four = evaluate.baselines(["SGD", "RMSprop", "Adam", "Nesterov"])
     comparison = evaluate.compare(
         {"learned": tx, **four},
@@ -44,6 +45,7 @@ def cell(tx: Any, data: tasks.Dataset, width: int, depth: int) -> dict[str, Any]
         "low": best.ratio_low,
         "high": best.ratio_high,
         "best": best.name,
+        "seconds": time.perf_counter() - start,
         **{row.name: row.final for row in comparison.rows},
     }
 
@@ -77,9 +79,9 @@ def main() -> None:
     tx = learned.load(arguments.weights)
     data = tasks.mnist(arguments.data_dir, validation=30_000)
     # An unfinished sweep is kept beside the result.
-    partial = pathlib.Path("runs") / "mnist-sweep.json"
+    name = pathlib.Path(arguments.weights).resolve().name
+    partial = pathlib.Path("runs") / f"mnist-sweep-{name}.json"
     cells = json.loads(partial.read_text()) if partial.exists() else []
-    start = time.perf_counter()
     for depth in DEPTHS:
         for width in WIDTHS:
             if any((c["width"], c["depth"]) == (width, depth) for c in cells):
@@ -88,11 +90,8 @@ def main() -> None:
             print(f"{depth} x {width:2}: {cells[-1]['ratio']:.3f} against {cells[-1]['best']}")
             partial.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(cells))
-    command = "python benchmarks/paper/sweep.py"
-    _report.write(
-        "paper/mnist-sweep.json",
-        {"command": command, "seconds": time.perf_counter() - start, "cells": cells},
-    )
+    content = {"command": "python benchmarks/paper/sweep.py", "weights": name, "cells": cells}
+    _report.write("paper/mnist-sweep.json", content)
     draw(cells, PATH.with_suffix(".png"))
     partial.unlink()
     print(PATH)

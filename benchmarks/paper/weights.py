@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.tree_util import Partial
 
 from l2ljax import learned, meta, tasks
 from l2ljax.cli._run import Run, Saver
@@ -234,8 +233,11 @@ def meta_train(recipe: Recipe, folder: pathlib.Path, seed: int, command: str) ->
     phi = None
     for number, part in enumerate(recipe.parts, start=1):
         run = Run(folder / f"part-{number}")
+        steps = [part.steps for part in recipe.parts[:number]]
         if run.has("card.json"):
-            phi = learned.restore(run.folder)[1]
+            opt, phi, card = learned.restore(run.folder)
+            if (opt.spec, card["meta_steps"]) != (recipe.opt.spec, steps):
+                raise ValueError(f"{run.folder} was made by another recipe; remove it")
             continue
         run.folder.mkdir(parents=True, exist_ok=True)
         run_key, validation_key = jax.random.split(jax.random.key(seed + number - 1))
@@ -255,7 +257,7 @@ def meta_train(recipe: Recipe, folder: pathlib.Path, seed: int, command: str) ->
             recipe.task,
             **options,
             steps=part.steps,
-            validate=Partial(recipe.validate(validation_key)),
+            validate=recipe.validate(validation_key),
             validate_every=max(1, part.steps // 20),
             state=state,
             callbacks=[saver],
@@ -267,7 +269,7 @@ def meta_train(recipe: Recipe, folder: pathlib.Path, seed: int, command: str) ->
             "trained_on": recipe.trained_on,
             "limits": recipe.limits,
             "seed": seed,
-            "meta_steps": [part.steps for part in recipe.parts[:number]],
+            "meta_steps": steps,
             "scores": {"validation": float(saver.history()["validation"].min())},
             "seconds": None if state is not None else time.perf_counter() - start,
             "command": command,
