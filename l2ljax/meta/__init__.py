@@ -1,12 +1,28 @@
 """Meta-training: the inner loop, estimators of the meta-gradient, and the outer loop.
 
-An estimator is made by a factory `(opt, task, batch=1)`. `truncated` and `imitation` are two;
+An estimator is made by a factory `(opt, task, batch=1)`:
+
+| factory | gradient | memory of T steps | for |
+|---|---|---|---|
+| `truncated` | backwards through segments; biased by their length | K | networks |
+| `full` | backwards through whole episodes, exact | √T | networks, hyperparameters |
+| `forward` | forwards through whole episodes, exact | 1 | a few hyperparameters |
+| `es` | from perturbed φ; of segments biased | 1 | rough meta-losses |
+| `pes` | from perturbed φ, of segments without bias | 1 | long episodes |
+| `hypergradient_descent` | one step | 1 | rates, while training |
+| `imitation` | of the distance to a teacher | K | a start |
+
 `weighted` makes one of several on one task, and `mixture` one of several tasks. They nest: a
 mixture of weighted sums is an estimator too. `train` says which of them helps against what.
 """
 
+from l2ljax.meta._es import es
+from l2ljax.meta._forward import forward
+from l2ljax.meta._full import full
+from l2ljax.meta._hypergradient_descent import hypergradient_descent
 from l2ljax.meta._imitation import imitation
 from l2ljax.meta._mixture import mixture
+from l2ljax.meta._pes import PESState, pes
 from l2ljax.meta._progress import Callback, Progress, TrainState
 from l2ljax.meta._segments import EstimatorFactory, TruncatedState
 from l2ljax.meta._step_weights import final_weights, polynomial_weights
@@ -19,16 +35,22 @@ from l2ljax.meta._weighted import WeightedState, weighted
 __all__ = [
     "Callback",
     "EstimatorFactory",
+    "PESState",
     "Progress",
     "TrainResult",
     "TrainState",
     "TruncatedState",
     "WeightedState",
+    "es",
     "final_loss",
     "final_weights",
+    "forward",
+    "full",
+    "hypergradient_descent",
     "imitation",
     "make_step",
     "mixture",
+    "pes",
     "polynomial_weights",
     "train",
     "truncated",

@@ -21,6 +21,9 @@ HORIZON_DRAW = 2**31
 TASK_DRAW = 2**31 + 1
 """Folded into the key of a call, for the draw of one of several tasks."""
 
+PERTURBATION_DRAW = 2**32 - 1
+"""Folded into the key of a call, for the draw of perturbations of φ."""
+
 
 class Episode(NamedTuple):
     """The start of one optimization run.
@@ -43,9 +46,18 @@ def begin(task: Task, key: Key) -> Episode:
     return Episode(problem, task.init(init_key, problem), loss_key)
 
 
-def batch_keys(key: Key, batch: int) -> Shaped[Array, "batch *words"]:
-    """The episodes' keys of a batch: `fold_in(key, i)` for problem i."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
+def batch_keys(key: Key, batch: int, axis: str | None = None) -> Shaped[Array, "batch *words"]:
+    """The episodes' keys of a batch: `fold_in(key, i)` for problem i.
+
+    Args:
+        key: the key that begins the episodes.
+        batch: number of problems, on this device.
+        axis: the axis of devices that the problems are split over, in order; None: all are here.
+    """
+    numbers = jnp.arange(batch)
+    if axis is not None:
+        numbers += batch * jax.lax.axis_index(axis)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
 
 
 def member_key(key: Key, member: int) -> Key:

@@ -91,7 +91,9 @@ def imitation(
     lengths = horizons(horizon, truncation, curriculum)
     teacher = as_pytree(teacher)
 
-    def factory(opt: LearnedOptimizer, task: Task, batch: int = 1) -> Estimator:
+    def factory(
+        opt: LearnedOptimizer, task: Task, batch: int = 1, axis: str | None = None
+    ) -> Estimator:
         return segmented(
             as_partial(_start),
             closure(_run, truncation=truncation),
@@ -101,6 +103,7 @@ def imitation(
             horizons=lengths,
             truncation=truncation,
             batch=batch,
+            axis=axis,
         )
 
     return factory

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from l2ljax import _checks
 from l2ljax.core import Estimate, Estimator, Key, LearnedOptimizer, Phi, Task, closure
 from l2ljax.meta._episodes import TASK_DRAW, member_key
-from l2ljax.meta._segments import EstimatorFactory
+from l2ljax.meta._segments import EstimatorFactory, make_estimator
 from l2ljax.meta._truncated import truncated
 
 
@@ -33,7 +33,11 @@ class Mixture:
     normalize: str | None = None
 
     def __call__(
-        self, opt: LearnedOptimizer, tasks: Task | Sequence[Task], batch: int = 1
+        self,
+        opt: LearnedOptimizer,
+        tasks: Task | Sequence[Task],
+        batch: int = 1,
+        axis: str | None = None,
     ) -> Estimator:
         """Makes the estimator.
 
@@ -41,6 +45,7 @@ class Mixture:
             opt: the learned optimizer.
             tasks: what it is trained on; they may differ in everything.
             batch: problems of one meta-gradient, of any task.
+            axis: as in `meta.EstimatorFactory`.
 
         Returns:
             The estimator; its state is a tuple of the members' states.
@@ -61,7 +66,10 @@ class Mixture:
         if self.weights is not None:
             _require_length("weights", self.weights, count)
             weights = jnp.asarray(self.weights, jnp.float32)
-        members = tuple(make(opt, task, batch) for make, task in zip(factories, tasks, strict=True))
+        members = tuple(
+            make_estimator(factory, opt, task, batch, axis)
+            for factory, task in zip(factories, tasks, strict=True)
+        )
         return Estimator(
             init=closure(_init, members),
             estimate=closure(_estimate, members, weights, normalize=self.normalize),

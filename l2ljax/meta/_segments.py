@@ -19,13 +19,29 @@ from l2ljax.core import (
     Phi,
     Scalar,
     Task,
+    as_partial,
     closure,
 )
 from l2ljax.meta._episodes import Episode, batch_keys, begin
 from l2ljax.meta._horizons import Horizons
 
 EstimatorFactory = Callable[..., Estimator]
-"""`factory(opt, task, batch=1) -> Estimator`: an estimator before it knows what it estimates."""
+"""`factory(opt, task, batch=1, axis=None) -> Estimator`: an estimator before it knows what it
+estimates. With `axis`, the name of an axis of devices, `batch` counts the problems of one device,
+and the estimate is the mean over all of them; `meta.train(mesh=...)` makes such an estimator.
+"""
+
+MetaLoss = Callable[[Phi], tuple[Scalar, Any]]
+"""`meta_loss(phi) -> (loss, rest)`."""
+
+
+def make_estimator(
+    factory: EstimatorFactory, opt: LearnedOptimizer, task: Any, batch: int, axis: str | None
+) -> Estimator:
+    """Calls a factory; one that knows nothing of axes serves where there is none."""
+    if axis is None:
+        return factory(opt, task, batch)
+    return factory(opt, task, batch, axis=axis)
 
 
 class TruncatedState(NamedTuple):
@@ -59,7 +75,9 @@ def segmented(
     horizons: Horizons,
     truncation: int,
     batch: int,
+    axis: str | None,
     keep_initial: bool = False,
+    gradient: Partial | None = None,
 ) -> Estimator:
     """An estimator that handles one segment a call, with all before it constant to the gradient.
 
@@ -74,7 +92,10 @@ def segmented(
         horizons: of the episodes.
         truncation: inner steps of a segment.
         batch: number of problems.
+        axis: as in `EstimatorFactory`.
         keep_initial: whether the state keeps the objective at θ₀.
+        gradient: `gradient(meta_loss, phi, key) -> ((loss, rest), grad)`, how the meta-loss is
+            differentiated; default: backwards.
 
     Returns:
         An estimator with the `aux` that `truncated` documents.
@@ -83,16 +104,29 @@ def segmented(
         ValueError: for a batch below 1.
     """
     _checks.count("batch", batch)
-    settings = {"horizons": horizons, "batch": batch, "keep_initial": keep_initial}
+    fresh = closure(
+        begin_batch, start, horizons=horizons, batch=batch, axis=axis, keep_initial=keep_initial
+    )
+    settings = {"horizons": horizons, "axis": axis}
+    gradient = as_partial(_backwards) if gradient is None else gradient
     return Estimator(
-        init=closure(_init, start, opt, task, extra, **settings),
+        init=closure(init_ended, fresh, opt, task, extra, horizons=horizons),
         estimate=closure(
-            _estimate, start, run, opt, task, extra, truncation=truncation, **settings
+            _estimate,
+            fresh,
+            start,
+            run,
+            gradient,
+            opt,
+            task,
+            extra,
+            truncation=truncation,
+            **settings,
         ),
     )
 
 
-def _begin(
+def begin_batch(
     start: Partial,
     opt: LearnedOptimizer,
     task: Task,
@@ -103,9 +137,11 @@ def _begin(
     *,
     horizons: Horizons,
     batch: int,
+    axis: str | None,
     keep_initial: bool,
 ) -> TruncatedState:
-    episode = jax.vmap(begin, in_axes=(None, 0))(task, batch_keys(key, batch))
+    """The start of a batch of episodes."""
+    episode = jax.vmap(begin, in_axes=(None, 0))(task, batch_keys(key, batch, axis))
     return TruncatedState(
         step=jnp.zeros((), jnp.int32),
         episode=episode,
@@ -121,8 +157,8 @@ def _initial(task: Task, episode: Episode) -> Scalar:
     return task.objective(params, problem, jax.random.fold_in(loss_key, 0))
 
 
-def _init(
-    start: Partial,
+def init_ended(
+    fresh: Partial,
     opt: LearnedOptimizer,
     task: Task,
     extra: Any,
@@ -130,30 +166,44 @@ def _init(
     phi: Phi,
     *,
     horizons: Horizons,
-    batch: int,
-    keep_initial: bool,
 ) -> TruncatedState:
+    """A state of episodes that have ended: the key of the first `estimate` decides what is seen."""
     none = None if horizons.curriculum is None else jnp.zeros((), jnp.int32)
-    state = _begin(
-        start,
-        opt,
-        task,
-        extra,
-        phi,
-        key,
-        none,
-        horizons=horizons,
-        batch=batch,
-        keep_initial=keep_initial,
-    )
-    # Marked as ended, so that the key of the first `estimate` decides what is seen.
-    ended = jnp.full((), horizons.lengths[-1], jnp.int32)
-    return state._replace(step=ended, begun=none)
+    state = fresh(opt, task, extra, phi, key, none)
+    return state._replace(step=jnp.full((), horizons.lengths[-1], jnp.int32), begun=none)
+
+
+def going_on(
+    state: TruncatedState, fresh: Callable[[], TruncatedState], horizons: Horizons
+) -> TruncatedState:
+    """The state itself, or a fresh one where its episodes have ended."""
+    horizon = horizons.lengths[-1] if state.horizon is None else state.horizon
+    return jax.lax.cond(state.step >= horizon, fresh, lambda: state)
+
+
+def average(axis: str | None, tree: Any) -> Any:
+    """The mean over the devices of an axis; None: there is one."""
+    return tree if axis is None else jax.lax.pmean(tree, axis)
+
+
+def measurements(present: TruncatedState, losses: Float[Array, " truncation"]) -> dict[str, Array]:
+    """The `aux` that `truncated` documents."""
+    aux = {"losses": losses, "step": present.step}
+    if present.horizon is not None:
+        aux["horizon"] = present.horizon
+    return aux
+
+
+def _backwards(meta_loss: MetaLoss, phi: Phi, key: Key) -> tuple[tuple[Scalar, Any], Phi]:
+    del key
+    return jax.value_and_grad(meta_loss, has_aux=True)(phi)
 
 
 def _estimate(
+    fresh: Partial,
     start: Partial,
     run: Partial,
+    gradient: Partial,
     opt: LearnedOptimizer,
     task: Task,
     extra: Any,
@@ -163,25 +213,9 @@ def _estimate(
     *,
     horizons: Horizons,
     truncation: int,
-    batch: int,
-    keep_initial: bool,
+    axis: str | None,
 ) -> tuple[Estimate, TruncatedState]:
-    def fresh() -> TruncatedState:
-        return _begin(
-            start,
-            opt,
-            task,
-            extra,
-            phi,
-            key,
-            state.begun,
-            horizons=horizons,
-            batch=batch,
-            keep_initial=keep_initial,
-        )
-
-    horizon = horizons.lengths[-1] if state.horizon is None else state.horizon
-    present = jax.lax.cond(state.step >= horizon, fresh, lambda: state)
+    present = going_on(state, lambda: fresh(opt, task, extra, phi, key, state.begun), horizons)
 
     def meta_loss(phi: Phi) -> tuple[Scalar, tuple[Array, Params, Any]]:
         opt_state = jax.lax.cond(
@@ -192,11 +226,9 @@ def _estimate(
         )
         return run(opt, task, extra, phi, present._replace(opt_state=opt_state))
 
-    (loss, (losses, params, opt_state)), grad = jax.value_and_grad(meta_loss, has_aux=True)(phi)
-    aux = {"losses": losses[1:].mean(axis=1), "step": present.step}
-    if present.horizon is not None:
-        aux["horizon"] = present.horizon
-    return Estimate(loss, grad, aux), present._replace(
+    (loss, (losses, params, opt_state)), grad = gradient(meta_loss, phi, key)
+    loss, grad, losses = average(axis, (loss, grad, losses[1:].mean(axis=1)))
+    return Estimate(loss, grad, measurements(present, losses)), present._replace(
         step=present.step + truncation,
         episode=present.episode._replace(params=params),
         opt_state=opt_state,

@@ -1,27 +1,10 @@
 """Truncated backpropagation through the inner loop."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-from jax.typing import ArrayLike
-from jaxtyping import Array, Float
-
-from l2ljax import _checks
-from l2ljax.core import Estimator, LearnedOptimizer, Params, Phi, Scalar, Task, as_partial, closure
-from l2ljax.meta._horizons import Horizons, horizons
-from l2ljax.meta._segments import EstimatorFactory, TruncatedState, segmented
-from l2ljax.meta._unroll import advance, init_batch, update_rule
-
-StepWeights = ArrayLike | Sequence[float] | Callable[[int], ArrayLike]
-"""w₁ … w_T, or a function of the horizon T that returns them."""
-
-_META_LOSSES: dict[str, Callable[..., Array]] = {
-    "mean": lambda losses, initial: losses,
-    "log": lambda losses, initial: jnp.log(losses),
-    "log_improvement": lambda losses, initial: jnp.log(losses) - jnp.log(initial),
-}
+from l2ljax.meta._horizons import horizons
+from l2ljax.meta._meta_loss import StepWeights, estimator_of
+from l2ljax.meta._segments import EstimatorFactory
 
 
 def truncated(
@@ -89,86 +72,10 @@ def truncated(
     >>> estimate.aux["losses"].shape, int(state.step)
     ((5,), 5)
     """
-    lengths = horizons(horizon, truncation, curriculum)
-    weights = _weights(step_weights, lengths)
-    _checks.choice("meta_loss", meta_loss, _META_LOSSES)
-    run = closure(
-        _run,
-        horizons=lengths,
-        truncation=truncation,
+    return estimator_of(
+        horizons(horizon, truncation, curriculum),
+        truncation,
+        step_weights=step_weights,
         meta_loss=meta_loss,
         second_derivatives=second_derivatives,
     )
-
-    def factory(opt: LearnedOptimizer, task: Task, batch: int = 1) -> Estimator:
-        return segmented(
-            as_partial(_start),
-            run,
-            opt,
-            task,
-            weights,
-            horizons=lengths,
-            truncation=truncation,
-            batch=batch,
-            keep_initial=meta_loss == "log_improvement",
-        )
-
-    return factory
-
-
-def _weights(step_weights: StepWeights | None, lengths: Horizons) -> Float[Array, "... horizon"]:
-    """The weights of the only horizon, or a row for each, filled up with zeros."""
-    if step_weights is None:
-        step_weights = jnp.ones
-    if lengths.vary and not callable(step_weights):
-        raise ValueError(
-            "step_weights must be a function of the horizon where there are several, such as "
-            f"meta.polynomial_weights, got shape {jnp.asarray(step_weights).shape}"
-        )
-    rows = []
-    for length in lengths.lengths:
-        row = jnp.asarray(step_weights(length) if callable(step_weights) else step_weights)
-        if row.shape != (length,):
-            raise ValueError(
-                f"step_weights must have shape ({length},), one weight for each step of the "
-                f"horizon, got shape {row.shape}"
-            )
-        _checks.finite("step_weights", row)
-        rows.append(row)
-    if not lengths.vary:
-        return rows[0]
-    return jnp.stack([jnp.pad(row, (0, lengths.lengths[-1] - row.size)) for row in rows])
-
-
-def _start(opt: LearnedOptimizer, extra: Array, phi: Phi, params: Params) -> Any:
-    del extra
-    return init_batch(opt.bind(phi), params)
-
-
-def _run(
-    opt: LearnedOptimizer,
-    task: Task,
-    weights: Float[Array, "... horizon"],
-    phi: Phi,
-    state: TruncatedState,
-    *,
-    horizons: Horizons,
-    truncation: int,
-    meta_loss: str,
-    second_derivatives: bool,
-) -> tuple[Scalar, tuple[Array, Params, Any]]:
-    losses, params, opt_state = advance(
-        update_rule(opt.bind(phi), task, batched=True),
-        task,
-        state.episode,
-        state.opt_state,
-        state.step,
-        steps=truncation,
-        second_derivatives=second_derivatives,
-        batched=True,
-    )
-    if state.horizon is not None:
-        weights = weights[jnp.searchsorted(jnp.asarray(horizons.lengths), state.horizon)]
-    weights = jax.lax.dynamic_slice_in_dim(weights, state.step, truncation)
-    measured = _META_LOSSES[meta_loss](losses[1:], state.initial).mean(axis=1)
-    return weights.astype(measured.dtype) @ measured, (losses, params, opt_state)

@@ -1,5 +1,7 @@
 """The inner loop: optimize one problem with one transformation, as a single `lax.scan`."""
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -158,6 +160,7 @@ def advance(
     steps: int,
     second_derivatives: bool,
     batched: bool,
+    nested: bool = False,
 ) -> tuple[Float[Array, "{steps}+1 *batch"], Params, Any]:
     """Takes an episode, or a batch of them, from inner step `start` to `start + steps`.
 
@@ -173,6 +176,8 @@ def advance(
         steps: inner steps to take.
         second_derivatives: as in `unroll`.
         batched: whether the leaves of `episode` have a leading axis of problems.
+        nested: whether the backward pass keeps the states of √steps steps and computes those
+            between them again, so that its memory grows with √steps.
 
     Returns:
         The objective at θ_start … θ_{start+steps}, the last params and the last state.
@@ -208,9 +213,37 @@ def advance(
         return move(gradient, opt_state, params, value, problem, loss_key, t), objective
 
     times = start + jnp.arange(steps, dtype=jnp.int32)
-    (params, opt_state), losses = jax.lax.scan(step, (params, opt_state), times)
+    loop = _nested_scan if nested else jax.lax.scan
+    (params, opt_state), losses = loop(step, (params, opt_state), times)
     last, _, _ = measure(params, problem, loss_key, start + steps)
     return jnp.concatenate([losses, last[None]]), params, opt_state
+
+
+def _nested_scan(step: Callable[..., Any], carry: Any, times: Int[Array, " steps"]) -> Any:
+    """`jax.lax.scan` in about √steps blocks, whose inner states are computed again backwards."""
+    size = math.isqrt(len(times) - 1) + 1
+    blocks = -(-len(times) // size)
+    # The step is recomputed as a whole: of a block then only its states are kept, not what a
+    # second derivative of the loss needs besides.
+    step = jax.checkpoint(step, prevent_cse=False)
+    padding = blocks * size - len(times)
+    exists = jnp.arange(blocks * size) < len(times)
+    output = jax.eval_shape(step, carry, times[0])[1]
+
+    def step_or_wait(carry: Any, time: tuple[Array, Array]) -> tuple[Any, Any]:
+        t, exists = time
+        if not padding:
+            return step(carry, t)
+        nothing = jnp.zeros(output.shape, output.dtype)
+        return jax.lax.cond(exists, step, lambda carry, t: (carry, nothing), carry, t)
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def block(carry: Any, times: tuple[Array, Array]) -> tuple[Any, Any]:
+        return jax.lax.scan(step_or_wait, carry, times)
+
+    shaped = (jnp.pad(times, (0, padding)).reshape(blocks, size), exists.reshape(blocks, size))
+    carry, outputs = jax.lax.scan(block, carry, shaped)
+    return carry, outputs.reshape(blocks * size, *outputs.shape[2:])[: len(times)]
 
 
 @jax.custom_jvp

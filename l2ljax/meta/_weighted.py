@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from l2ljax import _checks
 from l2ljax.core import Estimate, Estimator, Key, LearnedOptimizer, Phi, Task, as_partial, closure
 from l2ljax.meta._episodes import member_key
-from l2ljax.meta._segments import EstimatorFactory
+from l2ljax.meta._segments import EstimatorFactory, make_estimator
 
 Term = tuple[optax.ScalarOrSchedule, EstimatorFactory]
 """A weight, or a schedule of the number of calls made before, and what it weighs."""
@@ -77,8 +77,12 @@ def weighted(terms: Sequence[Term] | Mapping[str, Term]) -> EstimatorFactory:
         for weight, _ in named.values()
     )
 
-    def factory(opt: LearnedOptimizer, task: Task, batch: int = 1) -> Estimator:
-        members = tuple(make(opt, task, batch) for _, make in named.values())
+    def factory(
+        opt: LearnedOptimizer, task: Task, batch: int = 1, axis: str | None = None
+    ) -> Estimator:
+        members = tuple(
+            make_estimator(factory, opt, task, batch, axis) for _, factory in named.values()
+        )
         return Estimator(
             init=closure(_init, members),
             estimate=closure(_estimate, weights, members, names=tuple(named)),

@@ -1,0 +1,149 @@
+"""The meta-loss of one segment of an episode: what every estimator differentiates or samples."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from l2ljax import _checks
+from l2ljax.core import Estimator, LearnedOptimizer, Params, Phi, Scalar, Task, as_partial, closure
+from l2ljax.meta._horizons import Horizons
+from l2ljax.meta._segments import EstimatorFactory, TruncatedState, segmented
+from l2ljax.meta._unroll import advance, init_batch, update_rule
+
+StepWeights = ArrayLike | Sequence[float] | Callable[[int], ArrayLike]
+"""w₁ … w_T, or a function of the horizon T that returns them."""
+
+META_LOSSES: dict[str, Callable[..., Array]] = {
+    "mean": lambda losses, initial: losses,
+    "log": lambda losses, initial: jnp.log(losses),
+    "log_improvement": lambda losses, initial: jnp.log(losses) - jnp.log(initial),
+}
+
+
+def estimator_of(
+    lengths: Horizons,
+    truncation: int,
+    *,
+    step_weights: StepWeights | None,
+    meta_loss: str,
+    second_derivatives: bool,
+    nested: bool = False,
+    gradient: Partial | None = None,
+) -> EstimatorFactory:
+    """A factory of estimators that differentiate this meta-loss; arguments as in `truncated`.
+
+    Args:
+        lengths: horizons of the episodes.
+        truncation: inner steps of a segment.
+        step_weights: w₁ … w_T.
+        meta_loss: a name in `META_LOSSES`.
+        second_derivatives: whether ∂∇/∂φ is kept.
+        nested: as in `advance`.
+        gradient: as in `segmented`.
+
+    Raises:
+        ValueError: as `step_weight_table` does, or for an unknown meta-loss.
+    """
+    weights = step_weight_table(step_weights, lengths)
+    _checks.choice("meta_loss", meta_loss, META_LOSSES)
+    run = closure(
+        run_segment,
+        horizons=lengths,
+        truncation=truncation,
+        meta_loss=meta_loss,
+        second_derivatives=second_derivatives,
+        nested=nested,
+    )
+
+    def factory(
+        opt: LearnedOptimizer, task: Task, batch: int = 1, axis: str | None = None
+    ) -> Estimator:
+        return segmented(
+            as_partial(start),
+            run,
+            opt,
+            task,
+            weights,
+            horizons=lengths,
+            truncation=truncation,
+            batch=batch,
+            axis=axis,
+            keep_initial=meta_loss == "log_improvement",
+            gradient=gradient,
+        )
+
+    return factory
+
+
+def step_weight_table(
+    step_weights: StepWeights | None, lengths: Horizons
+) -> Float[Array, "... horizon"]:
+    """The weights of the only horizon, or a row for each, filled up with zeros.
+
+    Raises:
+        ValueError: for weights of another length or that are not finite, or an array of them for
+            several horizons.
+    """
+    if step_weights is None:
+        step_weights = jnp.ones
+    if lengths.vary and not callable(step_weights):
+        raise ValueError(
+            "step_weights must be a function of the horizon where there are several, such as "
+            f"meta.polynomial_weights, got shape {jnp.asarray(step_weights).shape}"
+        )
+    rows = []
+    for length in lengths.lengths:
+        row = jnp.asarray(step_weights(length) if callable(step_weights) else step_weights)
+        if row.shape != (length,):
+            raise ValueError(
+                f"step_weights must have shape ({length},), one weight for each step of the "
+                f"horizon, got shape {row.shape}"
+            )
+        _checks.finite("step_weights", row)
+        rows.append(row)
+    if not lengths.vary:
+        return rows[0]
+    return jnp.stack([jnp.pad(row, (0, lengths.lengths[-1] - row.size)) for row in rows])
+
+
+def start(opt: LearnedOptimizer, extra: Array, phi: Phi, params: Params) -> Any:
+    del extra
+    """The first state of the bound transformation, for a batch of params."""
+    return init_batch(opt.bind(phi), params)
+
+
+def run_segment(
+    opt: LearnedOptimizer,
+    task: Task,
+    weights: Float[Array, "... horizon"],
+    phi: Phi,
+    state: TruncatedState,
+    *,
+    horizons: Horizons,
+    truncation: int,
+    meta_loss: str,
+    second_derivatives: bool,
+    nested: bool = False,
+) -> tuple[Scalar, tuple[Array, Params, Any]]:
+    """The meta-loss of one segment, then losses, params and state as `advance` returns them."""
+    losses, params, opt_state = advance(
+        update_rule(opt.bind(phi), task, batched=True),
+        task,
+        state.episode,
+        state.opt_state,
+        state.step,
+        steps=truncation,
+        second_derivatives=second_derivatives,
+        batched=True,
+        nested=nested,
+    )
+    if state.horizon is not None:
+        weights = weights[jnp.searchsorted(jnp.asarray(horizons.lengths), state.horizon)]
+    weights = jax.lax.dynamic_slice_in_dim(weights, state.step, truncation)
+    measured = META_LOSSES[meta_loss](losses[1:], state.initial).mean(axis=1)
+    return weights.astype(measured.dtype) @ measured, (losses, params, opt_state)
