@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import Array, Int
 
@@ -23,6 +25,7 @@ from l2ljax.core import (
     as_partial,
     as_pytree,
 )
+from l2ljax.meta._devices import over_devices, replicate
 from l2ljax.meta._mixture import Mixture, mixture
 from l2ljax.meta._progress import Callback, Progress, ProgressBar, TrainState
 from l2ljax.meta._segments import EstimatorFactory
@@ -58,6 +61,7 @@ def make_step(
     meta_optimizer: optax.GradientTransformation | None = None,
     estimator: EstimatorFactory | None = None,
     phi: Phi | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Callable[[TrainState, Key], tuple[TrainState, dict[str, Array]]], TrainState]:
     """The pure piece of meta-training, for a loop of your own.
 
@@ -72,13 +76,15 @@ def make_step(
         meta_optimizer: any optax transformation; default `optax.adam(1e-3)`.
         estimator: an estimator factory; default `truncated(horizon=100, truncation=20)`.
         phi: the first φ; default: drawn by `opt.init`.
+        mesh: devices that share the batch, as in `train`.
 
     Returns:
         `step` and the first state; `step(state, key) -> (state, metrics)` is jitted, and `metrics`
         holds `loss`, `grad_norm`, `skipped` and the estimator's `aux`.
 
     Raises:
-        ValueError: for a batch below 1, or no task.
+        ValueError: for a batch below 1 or one that the devices of `mesh` cannot share evenly, or
+            no task.
 
     >>> import l2ljax as l2l
     >>> key = jax.random.key(0)
@@ -88,8 +94,11 @@ def make_step(
     >>> int(state.step), sorted(metrics)
     (1, ['grad_norm', 'loss', 'losses', 'skipped', 'step'])
     """
-    estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator)
-    return Partial(_jitted_step, estimates, meta), _jitted_start(opt, estimates, meta, key, phi)
+    estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator, mesh)
+    if mesh is not None:
+        opt, estimates, meta, key, phi = replicate((opt, estimates, meta, key, phi), mesh)
+    step = Partial(_jitted_step if mesh is None else partial(_step_on, mesh), estimates, meta)
+    return step, _jitted_start(opt, estimates, meta, key, phi)
 
 
 def train(
@@ -106,6 +115,7 @@ def train(
     patience: int | None = None,
     phi: Phi | None = None,
     state: TrainState | None = None,
+    mesh: Mesh | None = None,
     callbacks: Iterable[Callback] = (),
     progress: bool = False,
     chunk: int = 25,
@@ -149,6 +159,9 @@ def train(
         phi: the first φ, such as that of an earlier run; default: drawn by `opt.init`.
         state: a state to go on from, with the same `key` and settings; `steps` then counts from
             the beginning of the run.
+        mesh: devices along whose first axis the batch is split, such as
+            `jax.make_mesh((jax.device_count(),), ("problems",))`; default: the first device has it
+            all. Problems are the same on any number of devices, and φ up to rounding.
         callbacks: called with `Progress` after every chunk; an exception ends the run.
         progress: whether to show a bar with meta-step, meta-loss, rate and time left.
         chunk: meta-steps of one compiled call; results do not depend on it.
@@ -157,8 +170,8 @@ def train(
         A `TrainResult`.
 
     Raises:
-        ValueError: for sizes below 1, no task, `patience` without `validate`, or a `state` past
-            `steps`.
+        ValueError: for sizes below 1, no task, `patience` without `validate`, a `state` past
+            `steps`, or a batch that the devices of `mesh` cannot share evenly.
         FloatingPointError: if no meta-gradient was finite in the last `chunk` meta-steps, or in
             all there were.
 
@@ -177,7 +190,11 @@ def train(
         _checks.count("patience", patience)
         if validate is None:
             raise ValueError(f"validate must be given for patience={patience} to count, got None")
-    estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator)
+    estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator, mesh)
+    if mesh is not None:
+        opt, estimates, meta, key, phi, state = replicate(
+            (opt, estimates, meta, key, phi, state), mesh
+        )
     if state is None:
         state = _jitted_start(opt, estimates, meta, key, phi)
     done = int(state.step)
@@ -212,11 +229,15 @@ def _prepare(
     batch: int,
     meta_optimizer: optax.GradientTransformation | None,
     estimator: EstimatorFactory | None,
+    mesh: Mesh | None,
 ) -> tuple[Estimator, optax.GradientTransformation]:
     estimator = estimator or truncated()
     if not isinstance(task, Task) and not isinstance(estimator, Mixture):
         estimator = mixture(estimator)
-    estimates = estimator(opt, task, batch)
+    if mesh is None:
+        estimates = estimator(opt, task, batch)
+    else:
+        estimates = over_devices(estimator, opt, task, batch, mesh)
     return estimates, as_pytree(meta_optimizer or optax.adam(1e-3))
 
 
@@ -263,6 +284,16 @@ def _step(
 
 
 _jitted_step = jax.jit(_step)
+
+
+def _step_on(
+    mesh: Mesh,
+    estimates: Estimator,
+    meta: optax.GradientTransformation,
+    state: TrainState,
+    key: Key,
+) -> tuple[TrainState, dict[str, Array]]:
+    return _jitted_step(estimates, meta, state, replicate(key, mesh))
 
 
 @jax.jit(static_argnames="capacity")

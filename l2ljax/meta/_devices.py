@@ -1,0 +1,103 @@
+"""One meta-gradient from many devices: the batch of problems is split over a mesh."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from l2ljax import _checks
+from l2ljax.core import Estimate, Estimator, Key, LearnedOptimizer, Phi, Task, closure
+from l2ljax.meta._segments import EstimatorFactory, make_estimator
+
+
+def over_devices(
+    factory: EstimatorFactory,
+    opt: LearnedOptimizer,
+    task: Task | Sequence[Task],
+    batch: int,
+    mesh: Mesh,
+) -> Estimator:
+    """An estimator of which every device along the mesh's first axis has a part of the batch.
+
+    Devices see neighbouring problems: with one key, problem i of the batch is the same whatever
+    the mesh. Each computes the gradient of its own problems, and the mean over devices is all that
+    they exchange. The estimator's state has a leading axis of devices.
+
+    Args:
+        factory: makes the estimator of one device; it must take `axis`.
+        opt: the learned optimizer.
+        task: what it is trained on, as `factory` takes it.
+        batch: problems of all devices together.
+        mesh: of any axes; over those after the first everything is repeated.
+
+    Raises:
+        ValueError: for a batch that the devices cannot share evenly, or a factory without `axis`.
+    """
+    _checks.count("batch", batch)
+    axis = mesh.axis_names[0]
+    devices = mesh.shape[axis]
+    if batch % devices:
+        raise ValueError(
+            f"batch must be a multiple of the {devices} devices on the mesh's first axis "
+            f"{axis!r}, got {batch}"
+        )
+    parameters = inspect.signature(factory).parameters.values()
+    if not any(p.name == "axis" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise ValueError(
+            f"estimator must take an argument `axis` to run on a mesh, got {factory!r}"
+        )
+    member = make_estimator(factory, opt, task, batch // devices, axis)
+    mesh = plain(mesh)
+    return Estimator(
+        init=closure(_init, member, mesh=mesh), estimate=closure(_estimate, member, mesh=mesh)
+    )
+
+
+def plain(mesh: Mesh) -> Mesh:
+    """The same devices and axes without explicit shardings in types: all is said here."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Puts arrays on every device of the mesh; those that are there already stay as they are."""
+    everywhere = NamedSharding(plain(mesh), PartitionSpec())
+    present = set(mesh.devices.flat)
+
+    def put(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and leaf.sharding.device_set == present and len(present) > 1:
+            return leaf
+        return jax.device_put(leaf, everywhere)
+
+    return jax.tree.map(put, tree)
+
+
+def _init(member: Estimator, key: Key, phi: Phi, *, mesh: Mesh) -> Any:
+    def of_device(member: Estimator, key: Key, phi: Phi) -> Any:
+        return jax.tree.map(lambda leaf: leaf[None], member.init(key, phi))
+
+    axis = PartitionSpec(mesh.axis_names[0])
+    # Devices are not checked to agree on what is declared equal: the estimator sees to that.
+    return jax.shard_map(
+        of_device, mesh=mesh, in_specs=PartitionSpec(), out_specs=axis, check_vma=False
+    )(member, key, phi)
+
+
+def _estimate(
+    member: Estimator, phi: Phi, state: Any, key: Key, *, mesh: Mesh
+) -> tuple[Estimate, Any]:
+    def of_device(member: Estimator, phi: Phi, state: Any, key: Key) -> tuple[Estimate, Any]:
+        state = jax.tree.map(lambda leaf: leaf[0], state)
+        found, state = member.estimate(phi, state, key)
+        return found, jax.tree.map(lambda leaf: leaf[None], state)
+
+    axis, everywhere = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
+    return jax.shard_map(
+        of_device,
+        mesh=mesh,
+        in_specs=(everywhere, everywhere, axis, everywhere),
+        out_specs=(everywhere, axis),
+        check_vma=False,
+    )(member, phi, state, key)

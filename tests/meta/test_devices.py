@@ -1,0 +1,110 @@
+"""Meta-training over a mesh: the same problems and the same φ on any number of devices."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from l2ljax import learned, meta, tasks
+from tests.meta.small import KEY, assert_identical
+
+OPT = learned.lstm((4,))
+TASKS = [tasks.quadratic(3), tasks.quadratic(2)]
+BATCH, STEPS = 8, 5
+
+ESTIMATORS = {
+    "truncated": meta.truncated(horizon=10, truncation=5),
+    "several horizons": meta.truncated(horizon=[5, 10], truncation=5, curriculum=1),
+    "full": meta.full(horizon=5, meta_loss="log_improvement"),
+    "pes": meta.pes(horizon=10, truncation=5, pairs=2, std=0.1),
+    "mixture": meta.mixture(meta.truncated(horizon=4, truncation=2), normalize="gradient"),
+    "weighted": meta.weighted({"loss": (1.0, meta.truncated(horizon=4, truncation=2))}),
+}
+
+
+def train(name, mesh, steps=STEPS, **options):
+    task = TASKS if name == "mixture" else TASKS[0]
+    return meta.train(
+        OPT,
+        task,
+        key=KEY,
+        steps=steps,
+        batch=BATCH,
+        estimator=ESTIMATORS[name],
+        mesh=mesh,
+        chunk=STEPS,
+        **options,
+    )
+
+
+def mesh_of(devices, axes=("problems",), shape=None, kind=AxisType.Explicit):
+    shape = shape or (devices,)
+    return jax.make_mesh(
+        shape, axes, devices=jax.devices()[:devices], axis_types=(kind,) * len(shape)
+    )
+
+
+def assert_close(found, expected):
+    for name, rows in expected.history.items():
+        np.testing.assert_allclose(found.history[name], rows, rtol=2e-5, err_msg=name)
+    leaves = jax.tree.leaves(found.last_phi), jax.tree.leaves(expected.last_phi)
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_eight_devices_do_what_one_does(name):
+    assert_close(train(name, mesh_of(8)), train(name, None))
+
+
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        {"devices": 2},
+        {"devices": 8, "kind": AxisType.Auto},
+        {"devices": 8, "axes": ("problems", "copies"), "shape": (4, 2)},
+    ],
+    ids=str,
+)
+def test_any_mesh_will_do(mesh):
+    assert_close(train("truncated", mesh_of(**mesh)), train("truncated", None))
+
+
+def test_the_state_is_split_over_the_devices():
+    state = train("truncated", mesh_of(8)).state
+    for leaf in jax.tree.leaves(state.estimator):
+        assert len(leaf.sharding.device_set) == 8
+        assert leaf.addressable_shards[0].data.shape[0] == leaf.shape[0] // 8
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.phi))
+
+
+def test_a_run_on_a_mesh_goes_on_from_its_state():
+    mesh = mesh_of(8)
+    half = train("truncated", mesh, steps=2)
+    whole, rest = train("truncated", mesh), train("truncated", mesh, state=half.state)
+    assert_identical(rest.last_phi, whole.last_phi)
+
+
+def test_a_step_of_ones_own_loop_takes_a_mesh():
+    options = {"key": KEY, "batch": BATCH, "estimator": ESTIMATORS["truncated"]}
+    losses = []
+    for mesh in (None, mesh_of(8)):
+        step, state = meta.make_step(OPT, TASKS[0], mesh=mesh, **options)
+        state, metrics = step(state, jax.random.key(1))
+        losses.append(metrics["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ValueError, match="batch must be a multiple of the 8 devices .* got 3"):
+        meta.train(OPT, TASKS[0], key=KEY, steps=1, batch=3, mesh=mesh_of(8))
+
+
+def test_an_estimator_of_ones_own_must_know_of_axes():
+    def factory(opt, task, batch=1):
+        return meta.truncated(horizon=2, truncation=1)(opt, task, batch)
+
+    settings = {"key": KEY, "batch": BATCH, "estimator": factory}
+    meta.make_step(OPT, TASKS[0], **settings)
+    with pytest.raises(ValueError, match="estimator must take an argument `axis`"):
+        meta.make_step(OPT, TASKS[0], mesh=mesh_of(8), **settings)
