@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--start", metavar="WEIGHTS", help="begin with these, a folder or a name")
     _add_run(command, default_out=None)
     _add_recipe(command)
+    _add_devices(command)
 
     command = commands.add_parser(
         "compare",
@@ -155,6 +156,22 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
     group.add_argument("--power", type=float, help="losses are weighted by step^POWER")
     group.add_argument("--preprocess", help="log_sign, scale or none")
     group.add_argument("--output-scale", type=float, help="of the network's output")
+
+
+def _add_devices(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "devices", "the batch is split evenly; a run goes on with as many devices as it began with"
+    )
+    group.add_argument("--mesh", action="store_true", help="use all devices of this process")
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="use all devices of all processes, which find each other as jax.distributed does "
+        "(SLURM, Open MPI, Kubernetes, TPU), or by the next three; --out is a folder they share",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    group.add_argument("--processes", type=int, help="how many there are")
+    group.add_argument("--process", type=int, help="number of this one, from 0")
 
 
 def _add_comparison(command: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import l2ljax
 from l2ljax import _checks, evaluate, learned, meta, tasks
 from l2ljax.checkpoint import write_file
+from l2ljax.cli import _devices as devices
 from l2ljax.cli._recipes import RECIPES, Recipe
 from l2ljax.cli._run import FIGURE, SETTINGS, TABLE, Run, Saver
 
@@ -65,12 +66,17 @@ def _outline(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
 
 def train(arguments: argparse.Namespace) -> None:
     """Meta-trains, and leaves weights with a card in the run's folder."""
+    mesh = devices.mesh(arguments)
     run, job = _open(arguments)
+    if mesh is not None:
+        job.training["mesh"] = mesh
     result, history = _meta_train(run, job, arguments)
     scores = {}
     if "validation" in history:
         best = float(np.min(history["validation"]))
         scores["validation"] = best if np.isfinite(best) else None
+    if not devices.leads():
+        return
     _finish(run, job, result, scores)
     print(f"weights: {run.folder}\nload them: l2ljax.learned.load({str(run.folder)!r})")
 
@@ -170,7 +176,11 @@ def _open(arguments: argparse.Namespace) -> tuple[Run, _Job]:
     }
     # Everything that can be refused is refused before the folder is touched.
     job = _job(settings)
-    return Run.start(arguments.out, settings, force=arguments.force), job
+    if not devices.leads():
+        return devices.after_leader(lambda: Run(arguments.out)), job
+    return devices.after_leader(
+        lambda: Run.start(arguments.out, settings, force=arguments.force)
+    ), job
 
 
 def _start(weights: str | None) -> str | None:
@@ -193,11 +203,12 @@ def _meta_train(
     state: meta.TrainState | None = None
     history: dict[str, np.ndarray] = {}
     if arguments.resume:
-        names = ("key", "batch", "meta_optimizer", "estimator", "phi")
+        names = ("key", "batch", "meta_optimizer", "estimator", "phi", "mesh")
         options = {name: job.training[name] for name in names if name in job.training}
         _, like = meta.make_step(job.opt, job.task, **options)
         state, history = run.load(like)
-        print(f"going on from meta-step {0 if state is None else int(state.step)}")
+        if devices.leads():
+            print(f"going on from meta-step {0 if state is None else int(state.step)}")
     saver = Saver(run, state, history, SAVE_SECONDS)
     try:
         result = meta.train(
@@ -206,9 +217,11 @@ def _meta_train(
             **job.training,
             state=state,
             callbacks=[saver],
-            progress=True,
+            progress=devices.leads(),
         )
     except KeyboardInterrupt:
+        if jax.process_count() > 1:  # The others may be elsewhere: the last saved state it is.
+            raise
         saver.save()
         done = 0 if saver.state is None else int(saver.state.step)
         what = f"the state after meta-step {done} of {job.recipe.steps}"

@@ -12,6 +12,7 @@ import numpy as np
 
 from l2ljax import checkpoint, meta
 from l2ljax.checkpoint import CARD, WEIGHTS, write_file
+from l2ljax.cli._devices import leads, together
 
 SETTINGS, HISTORY, CHECKPOINTS = "run.json", "history.npz", "checkpoints"
 TABLE, FIGURE = "comparison.json", "curves.png"
@@ -70,11 +71,13 @@ class Run:
 
     def save(self, state: meta.TrainState, history: dict[str, np.ndarray]) -> None:
         """Saves a state of meta-training and the history up to it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{HISTORY}"
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **history)  # type: ignore[arg-type]
-        temporary.replace(self.folder / HISTORY)
+        if leads():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary = self.folder / f".{HISTORY}"
+            with temporary.open("wb") as file:
+                np.savez_compressed(file, **history)  # type: ignore[arg-type]
+            temporary.replace(self.folder / HISTORY)
+        # Each process has its part of the state.
         checkpoint.save_state(self.folder / CHECKPOINTS, int(state.step), state)
 
     def load(self, like: meta.TrainState) -> tuple[meta.TrainState | None, dict[str, np.ndarray]]:
@@ -121,7 +124,7 @@ class Saver:
             chunk["validation"] = np.array([progress.validation])
             chunk["validation_step"] = np.array([int(progress.state.step)])
         self._chunks.append(chunk)
-        if self._clock() - self._saved > self._seconds:
+        if together(self._clock() - self._saved > self._seconds):
             self.save()
 
     def save(self) -> None:

@@ -69,6 +69,10 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     def put(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == present and len(present) > 1:
             return leaf
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            # A typed key cannot be put on devices of other processes, its numbers can.
+            words = jax.device_put(jax.random.key_data(leaf), everywhere)
+            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
         return jax.device_put(leaf, everywhere)
 
     return jax.tree.map(put, tree)

@@ -52,11 +52,14 @@ def assert_close(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize(
+    "name", ["truncated", *(pytest.param(n, marks=pytest.mark.slow) for n in [*ESTIMATORS][1:])]
+)
 def test_eight_devices_do_what_one_does(name):
     assert_close(train(name, mesh_of(8)), train(name, None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [

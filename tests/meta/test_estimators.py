@@ -77,14 +77,13 @@ def test_the_exact_ones_agree_for_a_network(second_derivatives, meta_loss):
 
 def bytes_needed(factory, horizon):
     estimator = factory(horizon=horizon)(learned.lstm(), tasks.quadratic(), 64)
-    phi = jax.eval_shape(estimator.init, KEY, learned.lstm().init(KEY))
-    del phi
     weights = learned.lstm().init(KEY)
     state = jax.eval_shape(estimator.init, KEY, weights)
     program = jax.jit(estimator.estimate).lower(weights, state, KEY).compile()
     return program.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_the_memory_of_full_grows_with_the_root_of_the_horizon():
     short, long = bytes_needed(meta.full, 64), bytes_needed(meta.full, 64 * 16)
     assert long < 6 * short
@@ -138,6 +137,7 @@ def test_evolution_strategies_find_the_gradient_within_their_error():
         assert abs(mean - expected) < 3 * error
 
 
+@pytest.mark.slow
 def test_a_network_learns_by_evolution_strategies():
     opt, task = learned.lstm((4,)), tasks.quadratic(2)
     for factory in (
