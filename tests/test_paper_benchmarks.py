@@ -210,13 +210,20 @@ def descend(rate, updates, state, params=None):
     return jax.tree.map(lambda g: -rate * g, updates), state
 
 
-def test_a_row_has_the_ratio_of_means_and_counts_what_is_not_learned():
+def test_a_row_has_the_ratio_of_means_and_counts_what_is_not_learned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
     def row(rate):
         # The rate is a leaf: one program serves all.
         tx = optax.GradientTransformation(closure(lambda p: ()), closure(descend, rate))
-        return general.measure(tx, SMALL["parabola"], None)
+        return general.measure(tx, "parabola", SMALL["parabola"], None)
 
-    falling, rising, nothing = row(np.float32(0.25)), row(np.float32(-0.5)), row(np.float32("nan"))
+    falling = row(np.float32(0.25))
+    tuned = tmp_path / "runs" / "held-out" / "adam" / "parabola.json"
+    assert json.loads(tuned.read_text())["rate"] == falling["rate"]
+    # Adam is tuned once, whatever it is compared with.
+    monkeypatch.setattr(general.evaluate, "tune", None)
+    rising, nothing = row(np.float32(-0.5)), row(np.float32("nan"))
     assert (falling["params"], falling["steps"], falling["problems"]) == (2, 4, 2)
     # Each step halves the params, or doubles them; the last two losses are averaged.
     np.testing.assert_allclose(falling["start"], 2.0)
@@ -232,7 +239,7 @@ def test_a_row_has_the_ratio_of_means_and_counts_what_is_not_learned():
 def test_a_run_keeps_what_is_done_and_writes_the_table_when_all_is(tmp_path, monkeypatch, capsys):
     done = []
 
-    def measure(tx, entry, data_dir):
+    def measure(tx, name, entry, data_dir):
         done.append(entry.description)
         lost = entry.needs_data
         return {

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2ljax import learned, meta, tasks
+from l2ljax import learned, meta, networks, tasks
 from l2ljax.cli._run import Run, Saver
 from l2ljax.core import LearnedOptimizer, Phi, Task
 
@@ -38,12 +38,16 @@ class Part:
         rate: first learning rate of Adam on φ: rises over 50 meta-steps, falls by a cosine.
         estimator: of the meta-gradient.
         batch: problems of one meta-gradient.
+        task: what it is trained on; None: the recipe's task.
+        validate: as the recipe's; None: the recipe's.
     """
 
     steps: int
     rate: float
     estimator: meta.EstimatorFactory
     batch: int = 1
+    task: Task | list[Task] | None = None
+    validate: Callable[[jax.Array], Callable[[Phi], Any]] | None = None
 
     def meta_optimizer(self) -> optax.GradientTransformation:
         decay = optax.cosine_decay_schedule(self.rate, self.steps)
@@ -136,12 +140,50 @@ def _pooled(data: tasks.Dataset, factor: int = 2) -> tasks.Dataset:
     return tasks.Dataset(train=pool(data.train), name="pooled MNIST", classes=10)
 
 
+def _digits_by_rows(units: int = 16) -> Task:
+    """A plain recurrent network that reads a digit row by row."""
+
+    def init(key: jax.Array, images: jax.Array) -> Phi:
+        keys = jax.random.split(key, 3)
+        rows = images.shape[2]
+        return {
+            "input": jax.random.normal(keys[0], (rows, units)) / rows**0.5,
+            "recurrent": jax.random.normal(keys[1], (units, units)) / units**0.5,
+            "bias": jnp.zeros(units),
+            "output": jax.random.normal(keys[2], (units, 10)) / units**0.5,
+        }
+
+    def apply(params: Phi, images: jax.Array) -> jax.Array:
+        hidden = jnp.zeros((images.shape[0], units))
+        for row in range(images.shape[1]):
+            new = images[:, row, :, 0] @ params["input"] + hidden @ params["recurrent"]
+            hidden = jnp.tanh(new + params["bias"])
+        return hidden @ params["output"]
+
+    return tasks.supervised(init, apply, "cross_entropy", tasks.digits(), 32)
+
+
+def _lower_halves(units: int, activation: str, batch_size: int | None) -> Task:
+    """Regression: the lower half of a digit from its upper half."""
+    images, _ = tasks.digits().train.examples()
+    images = images.reshape(len(images), -1)
+    upper, lower = jnp.split(images, 2, axis=1)
+    network = {"hidden": (units,), "outputs": lower.shape[1], "activation": activation}
+    return tasks.supervised(
+        lambda key, inputs: networks.mlp_init(key, inputs, **network),
+        lambda params, inputs: networks.mlp_apply(params, inputs, **network),
+        "squared_error",
+        tasks.Dataset(train=tasks.Split(upper, lower), name="halves of digits"),
+        batch_size,
+    )
+
+
 def general(data_dir: str | None) -> Recipe:
     # One layer: more than twice as fast as two, for whoever uses it.
     opt = learned.adaptive_lstm((20,), b1=(0.9, 0.99))
     digits = tasks.digits()
     images = _pooled(tasks.mnist(data_dir, validation=30_000))
-    families = [
+    first = [
         tasks.mlp_classifier(digits, (20,), "sigmoid", batch_size=64),
         tasks.mlp_classifier(digits, (32,), "relu", batch_size=32),
         tasks.mlp_classifier(digits, (16, 16), "tanh", batch_size=64),
@@ -150,28 +192,52 @@ def general(data_dir: str | None) -> Recipe:
         tasks.mlp_classifier(images, (20, 20), "sigmoid", batch_size=64),
         tasks.quadratic(),
     ]
-    scaled = [tasks.augment(task, coordinate=0.7, leaf=1.0, loss=2.0) for task in families]
-    # The quadratics' loss is squared as it is scaled, and far above one: less is enough.
-    scaled[-1] = tasks.augment(families[-1], coordinate=0.7, leaf=1.0)
-    estimator = meta.mixture(
-        meta.truncated(
-            horizon=(100, 200, 400),
+    windows = (10,) * 6 + (1,)
+    second = [
+        *first,
+        _digits_by_rows(),
+        _lower_halves(24, "tanh", 64),
+        _lower_halves(16, "relu", 256),
+    ]
+
+    def scaled(families: list[Task]) -> list[Task]:
+        # The quadratics' loss is squared as it is scaled, and far above one: less is enough.
+        return [
+            tasks.augment(task, coordinate=0.7, leaf=1.0, loss=0.0 if task is first[-1] else 2.0)
+            for task in families
+        ]
+
+    def estimator(weights: list[float], horizons: tuple[int, ...]) -> meta.EstimatorFactory:
+        segments = meta.truncated(
+            horizon=horizons,
             truncation=100,
             step_weights=lambda horizon: meta.polynomial_weights(horizon) / 100,
             meta_loss="log",
-        ),
-        weights=(1, 1, 1, 1, 1, 1, 0.5),
-        normalize="gradient",
-    )
+        )
+        return meta.mixture(segments, weights=weights, normalize="gradient")
+
     return Recipe(
         opt=opt,
-        task=scaled,
-        parts=[Part(2500, 3e-3, estimator, batch=2)],
+        task=scaled(first),
+        parts=[
+            Part(2500, 3e-3, estimator([1, 1, 1, 1, 1, 1, 0.5], (100, 200, 400)), batch=2),
+            # More kinds of tasks, and longer: the first part alone stops short of small losses.
+            Part(
+                2000,
+                1e-3,
+                estimator([1, 1, 1, 1, 1, 1, 1, 1.5, 1.5, 1.5], (100, 200, 400, 1000)),
+                batch=2,
+                task=scaled(second),
+                validate=lambda key: meta.validation(
+                    opt, second, key=key, horizon=400, problems=4, window=(*windows, 10, 10, 10)
+                ),
+            ),
+        ],
         validate=lambda key: meta.validation(
-            opt, families, key=key, horizon=200, problems=4, window=(10,) * 6 + (1,)
+            opt, first, key=key, horizon=200, problems=4, window=windows
         ),
-        trained_on="MLPs and a convnet on digits, MLPs on MNIST at 14x14, quadratics; random "
-        "scales of params and losses; 100 to 400 steps",
+        trained_on="MLPs, a convnet, a recurrent net and regression on digits, MLPs on MNIST at "
+        "14x14, quadratics; random scales of params and losses; 100 to 1000 steps",
         limits="networks of some thousand params",
     )
 
@@ -249,16 +315,17 @@ def meta_train(recipe: Recipe, folder: pathlib.Path, seed: int, command: str) ->
             "estimator": part.estimator,
             "phi": phi,
         }
-        _, like = meta.make_step(recipe.opt, recipe.task, **options)
+        task = recipe.task if part.task is None else part.task
+        _, like = meta.make_step(recipe.opt, task, **options)
         state, history = run.load(like)
         saver = Saver(run, state, history, seconds=60)
         start = time.perf_counter()
         result = meta.train(
             recipe.opt,
-            recipe.task,
+            task,
             **options,
             steps=part.steps,
-            validate=recipe.validate(validation_key),
+            validate=(part.validate or recipe.validate)(validation_key),
             validate_every=max(1, part.steps // 20),
             state=state,
             callbacks=[saver],
