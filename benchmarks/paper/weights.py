@@ -223,7 +223,7 @@ def general(data_dir: str | None) -> Recipe:
             Part(2500, 3e-3, estimator([1, 1, 1, 1, 1, 1, 0.5], (100, 200, 400)), batch=2),
             # More kinds of tasks, and longer: the first part alone stops short of small losses.
             Part(
-                2000,
+                1200,
                 1e-3,
                 estimator([1, 1, 1, 1, 1, 1, 1, 1.5, 1.5, 1.5], (100, 200, 400, 1000)),
                 batch=2,

@@ -144,6 +144,7 @@ def compare(
     reference: str | None = None,
     tuning_task: Task | None = None,
     tuning_problems: int = 16,
+    tuning_at_once: int | None = None,
     confidence: float = 0.95,
     progress: bool = False,
 ) -> Comparison:
@@ -163,6 +164,7 @@ def compare(
         reference: the name that ratios compare with; default: the first.
         tuning_task: where to tune; default: `task`.
         tuning_problems: problems that each setting is tuned on.
+        tuning_at_once: settings that run side by side, as in `tune`; None: all.
         confidence: of the intervals.
         progress: whether to show a bar over optimizers.
 
@@ -207,6 +209,7 @@ def compare(
                 steps=steps,
                 problems=tuning_problems,
                 window=window,
+                at_once=tuning_at_once,
             )
             best = tunings[name].best
             by_name = isinstance(optimizer.grid, Mapping)

@@ -50,6 +50,7 @@ def tune(
     problems: int = 16,
     window: int = 10,
     widen: int = 3,
+    at_once: int | None = None,
 ) -> Tuning:
     """Finds the setting with the lowest mean final loss, `vmap`ped over the grid.
 
@@ -67,6 +68,8 @@ def tune(
         window: the final loss is the mean over the last `window` updates: 10 for minibatch tasks,
             1 for deterministic ones.
         widen: how many times the grid is widened at the most.
+        at_once: settings that run side by side; None: all. Less of a large model is faster on a
+            CPU, and needs less memory anywhere; scores do not depend on it.
 
     Returns:
         A `Tuning`.
@@ -85,6 +88,8 @@ def tune(
     for name, value in [("steps", steps), ("problems", problems), ("window", window)]:
         _checks.count(name, value)
     _checks.count("widen", widen, least=0)
+    if at_once is not None:
+        _checks.count("at_once", at_once)
     if window > steps:
         raise ValueError(f"window must be at most steps={steps}, got {window}")
     values = _validate(grid)
@@ -97,7 +102,16 @@ def tune(
         block = list(itertools.product(*values.values()))
         columns = dict(zip(values, np.array(block, np.float64).T, strict=True))
         arrays = {name: jnp.asarray(column) for name, column in columns.items()}
-        losses = _score_all(make, task, key, arrays, steps=steps, problems=problems, window=window)
+        losses = _score_all(
+            make,
+            task,
+            key,
+            arrays,
+            steps=steps,
+            problems=problems,
+            window=window,
+            at_once=at_once,
+        )
         for name, column in columns.items():
             points[name].extend(column.tolist())
         scores.extend(np.where(np.isfinite(losses), losses, np.inf).tolist())
@@ -162,7 +176,7 @@ def _beyond(
     return None
 
 
-@jax.jit(static_argnames=("steps", "problems", "window"))
+@jax.jit(static_argnames=("steps", "problems", "window", "at_once"))
 def _score_all(
     make: Factory,
     task: Task,
@@ -172,10 +186,13 @@ def _score_all(
     steps: int,
     problems: int,
     window: int,
+    at_once: int | None,
 ) -> Float[Array, " points"]:
     def score(point: dict[str, Array]) -> Float[Array, ""]:
         tx = as_pytree(make(**point))
         losses = unroll_batch(tx, task, key, horizon=steps, problems=problems)
         return final_loss(losses, window).mean()
 
-    return jax.vmap(score)(points)
+    if at_once is None:
+        return jax.vmap(score)(points)
+    return jax.lax.map(score, points, batch_size=None if at_once == 1 else at_once)

@@ -50,6 +50,13 @@ def test_scores_of_the_grid_are_those_of_single_runs():
         np.testing.assert_allclose(score, final_loss(run, 2).mean(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_scores_do_not_depend_on_how_many_run_at_once(at_once):
+    rates = [0.1, 0.4, 1.6]
+    expected = search(rates, widen=0).scores
+    np.testing.assert_allclose(search(rates, widen=0, at_once=at_once).scores, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("rates", [[0.01, 0.1], [10.0, 100.0]], ids=["upwards", "downwards"])
 def test_a_best_rate_on_an_edge_widens_the_grid(rates):
     tuning = search(rates)
@@ -128,6 +135,7 @@ def test_a_factory_may_call_its_rate_anything():
         ([0.1], {"problems": 0}, "problems must be a whole number"),
         ([0.1], {"window": 0}, "window must be a whole number"),
         ([0.1], {"window": 4}, "window must be at most steps=3, got 4"),
+        ([0.1], {"at_once": 0}, "at_once must be a whole number of at least 1, got 0"),
         ([0.1], {"widen": -1}, "widen must be a whole number of at least 0, got -1"),
     ],
 )
