@@ -60,6 +60,7 @@ class Design:
         p: of `log_sign`.
         output_scale: the network's output is multiplied by it.
         bounded: whether tanh comes before that.
+        fused: as in `lstm`.
     """
 
     hidden: tuple[int, ...]
@@ -71,6 +72,7 @@ class Design:
     p: float
     output_scale: float
     bounded: bool
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if not self.hidden:
@@ -155,7 +157,9 @@ def _update(
     if design.encoder:
         inputs = jax.nn.elu(coordinate_dense_apply(phi["encoder"], inputs))
         network = phi["lstm"]
-    layers, output = lstm_apply(network, state.layers, inputs, hidden=design.hidden)
+    layers, output = lstm_apply(
+        network, state.layers, inputs, hidden=design.hidden, fused=design.fused
+    )
     if design.bounded:
         output = jnp.tanh(output)
     step = _coordinates.unflatten(design.output_scale * output, updates)

@@ -15,6 +15,7 @@ def adaptive_lstm(
     eps: float = 1e-8,
     p: float = 10.0,
     bounded: bool = True,
+    fused: bool = False,
 ) -> LearnedOptimizer:
     r"""The coordinate-wise LSTM with richer inputs: of Andrychowicz et al. and of RNNprop at once.
 
@@ -38,6 +39,7 @@ def adaptive_lstm(
         eps: $\epsilon > 0$; the root is $\sqrt{\hat v + \epsilon^2}$.
         p: of `log_sign`, see `lstm`.
         bounded: whether tanh bounds the step by $\alpha$; without it the output is linear.
+        fused: as in `lstm`.
 
     Returns:
         A learned optimizer; its transformation has the state `AdaptiveState`, 82 floats a
@@ -71,6 +73,7 @@ def adaptive_lstm(
         p=p,
         output_scale=output_scale,
         bounded=bool(bounded),
+        fused=bool(fused),
     )
     return design.optimizer(
         "adaptive_lstm",

@@ -44,6 +44,7 @@ def lstm(
     p: float = 10.0,
     input_scale: float = 1.0,
     averaging: int = 0,
+    fused: bool = False,
 ) -> LearnedOptimizer:
     r"""An LSTM proposes each coordinate's update.
 
@@ -69,6 +70,9 @@ def lstm(
             coordinates share what they know, the norm of the gradient for instance. With any, the
             optimizer is no longer coordinate-wise, a NaN in one coordinate reaches all, and
             inside `optax.masked` the mean is over the leaves that are left.
+        fused: whether an NVIDIA GPU runs a step as one program (`l2ljax.kernels`), in single
+            precision and without averaging cells. Results are the same up to rounding, and it is
+            no part of `spec`. Off until it is measured.
 
     Returns:
         A learned optimizer; `init(key)` draws φ (5,141 weights by default), `bind(phi)` is an
@@ -103,6 +107,8 @@ def lstm(
     require_p(p)
     _checks.positive("input_scale", input_scale)
     _checks.count("averaging", averaging, least=0)
+    if averaging and fused:
+        raise ValueError(f"fused must be off with averaging cells, got {fused} and {averaging=}")
     if averaging > min(hidden):
         raise ValueError(
             f"averaging must be at most the units of the smallest layer, {min(hidden)}, "
@@ -129,6 +135,7 @@ def lstm(
             features=features,
             output_scale=float(output_scale),
             averaging=int(averaging),
+            fused=bool(fused),
         ),
         spec=spec,
     )
@@ -153,7 +160,13 @@ class _Features:
 
 
 def _bind(
-    phi: Phi, *, hidden: tuple[int, ...], features: _Features, output_scale: float, averaging: int
+    phi: Phi,
+    *,
+    hidden: tuple[int, ...],
+    features: _Features,
+    output_scale: float,
+    averaging: int,
+    fused: bool,
 ) -> optax.GradientTransformation:
     kind = optax.GradientTransformation if averaging else CoordinatewiseTransformation
     return kind(
@@ -165,6 +178,7 @@ def _bind(
             features=features,
             output_scale=output_scale,
             averaging=averaging,
+            fused=fused,
         ),
     )
 
@@ -185,6 +199,7 @@ def _update(
     features: _Features,
     output_scale: float,
     averaging: int,
+    fused: bool,
 ) -> tuple[Params, LSTMState]:
     del params
     _checks.floating_leaves("updates", updates)
@@ -192,6 +207,11 @@ def _update(
     gradient = _coordinates.flatten(updates, dtype)
     phi = jax.tree.map(lambda leaf: leaf.astype(dtype), phi)
     layers, output = lstm_apply(
-        phi, state.layers, features(gradient), hidden=hidden, averaging=averaging
+        phi,
+        state.layers,
+        features(gradient),
+        hidden=hidden,
+        averaging=averaging,
+        fused=fused,
     )
     return _coordinates.unflatten(output_scale * output, updates), LSTMState(layers)

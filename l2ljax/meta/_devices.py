@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -69,7 +70,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     def put(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == present and len(present) > 1:
             return leaf
-        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             # A typed key cannot be put on devices of other processes, its numbers can.
             words = jax.device_put(jax.random.key_data(leaf), everywhere)
             return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))

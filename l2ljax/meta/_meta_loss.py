@@ -112,8 +112,8 @@ def step_weight_table(
 
 
 def start(opt: LearnedOptimizer, extra: Array, phi: Phi, params: Params) -> Any:
-    del extra
     """The first state of the bound transformation, for a batch of params."""
+    del extra
     return init_batch(opt.bind(phi), params)
 
 

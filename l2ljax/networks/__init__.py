@@ -1,0 +1,33 @@
+"""Neural networks as plain `init` and `apply` functions on dictionaries; Flax stays in this room.
+
+Two kinds live here: the networks inside learned optimizers, defined for **one coordinate** of the
+parameters that are optimized, and the networks that are optimized ('optimizees').
+"""
+
+from l2ljax.networks._common import ACTIVATIONS
+from l2ljax.networks._convnet import convnet_apply, convnet_init
+from l2ljax.networks._coordinate import (
+    coordinate_dense_apply,
+    coordinate_dense_init,
+    coordinate_mlp_apply,
+    coordinate_mlp_init,
+    lstm_apply,
+    lstm_carry,
+    lstm_init,
+)
+from l2ljax.networks._mlp import mlp_apply, mlp_init
+
+__all__ = [
+    "ACTIVATIONS",
+    "convnet_apply",
+    "convnet_init",
+    "coordinate_dense_apply",
+    "coordinate_dense_init",
+    "coordinate_mlp_apply",
+    "coordinate_mlp_init",
+    "lstm_apply",
+    "lstm_carry",
+    "lstm_init",
+    "mlp_apply",
+    "mlp_init",
+]

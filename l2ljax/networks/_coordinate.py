@@ -1,0 +1,227 @@
+"""The networks inside learned optimizers, for one coordinate of the params that are optimized.
+
+They are written with their features first. Called on vectors, a network is that of one coordinate,
+and `jax.vmap` over trailing axes maps it over coordinates: that is its definition. Called on arrays
+whose trailing axis holds the coordinates it computes the same values with one matrix product a
+layer for all of them, coordinates last, the layout that is fastest on a CPU.
+`tests/test_networks.py` proves the two equal.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from l2ljax.core import Key, Phi
+from l2ljax.networks._common import scaled_normal
+
+# A tenth of the usual deviation: an optimizer that is not trained yet should do little harm. Larger
+# first updates saturate the optimizee, and meta-training then settles on doing nothing.
+_small_normal = nn.initializers.variance_scaling(0.01, "fan_in", "normal", dtype=jnp.float32)
+
+
+def _forget_bias(key: Key, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    """Zero but for the forget gate's quarter, which is one (Jozefowicz et al., 2015)."""
+    del key
+    quarter = shape[0] // 4
+    return jnp.zeros(shape, dtype).at[quarter : 2 * quarter].set(1)
+
+
+def _affine(kernel: Array, bias: Array, x: Array) -> Array:
+    """`kernelᵀ x + bias` over the leading axis of `x`; trailing axes are coordinates."""
+    return jnp.tensordot(kernel, x, axes=(0, 0)) + bias.reshape(bias.shape + (1,) * (x.ndim - 1))
+
+
+def _average(x: Array) -> Array:
+    """The mean over all coordinates, at each of them."""
+    axes = tuple(range(1, x.ndim))
+    size = max(1, math.prod(x.shape[1:]))
+    return jnp.broadcast_to(jnp.sum(x, axes, keepdims=True) / size, x.shape)
+
+
+class _LSTMCell(nn.Module):
+    """One LSTM layer: gates `i, f, g, o` from one product with `[x; h]`."""
+
+    units: int
+    averaging: int = 0
+
+    @nn.compact
+    def __call__(self, carry: tuple[Array, Array], x: Array) -> tuple[Array, Array]:
+        cell, hidden = carry
+        inputs = jnp.concatenate([x, hidden])
+        kernel = self.param("kernel", scaled_normal, (inputs.shape[0], 4 * self.units))
+        bias = self.param("bias", _forget_bias, (4 * self.units,))
+        i, f, g, o = jnp.split(_affine(kernel, bias, inputs), 4)
+        cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+        hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+        if self.averaging:
+            common, own = hidden[: self.averaging], hidden[self.averaging :]
+            hidden = jnp.concatenate([_average(common), own])
+        return cell, hidden
+
+
+class _CoordinateDense(nn.Module):
+    """A dense layer of one coordinate."""
+
+    units: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", scaled_normal, (x.shape[0], self.units))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.units,), jnp.float32)
+        return _affine(kernel, bias, x)
+
+
+def coordinate_dense_init(key: Key, *, features: int, units: int) -> Phi:
+    """Draws `{"kernel": f32[features, units], "bias": f32[units]}`, N(0, 1/fan-in) and zeros."""
+    return _CoordinateDense(units).init(key, jnp.zeros(features, jnp.float32))["params"]
+
+
+def coordinate_dense_apply(
+    phi: Phi, x: Float[Array, "features *coordinates"]
+) -> Float[Array, "units *coordinates"]:
+    """One dense layer for each coordinate, features first."""
+    return _CoordinateDense(phi["bias"].size).apply({"params": phi}, x)  # type: ignore[return-value]
+
+
+class _CoordinateLSTM(nn.Module):
+    """Stacked LSTM layers and a linear output."""
+
+    hidden: tuple[int, ...]
+    averaging: int = 0
+
+    @nn.compact
+    def __call__(
+        self, carries: tuple[tuple[Array, Array], ...], x: Array
+    ) -> tuple[tuple[tuple[Array, Array], ...], Array]:
+        new = []
+        for layer, (units, carry) in enumerate(zip(self.hidden, carries, strict=True)):
+            carry = _LSTMCell(units, self.averaging, name=f"lstm_{layer}")(carry, x)
+            new.append(carry)
+            x = carry[1]
+        kernel = self.param("output_kernel", _small_normal, (self.hidden[-1], 1))
+        bias = self.param("output_bias", nn.initializers.zeros_init(), (1,), jnp.float32)
+        return tuple(new), _affine(kernel, bias, x)[0]
+
+
+def lstm_carry(
+    shape: tuple[int, ...], dtype: DTypeLike, *, hidden: tuple[int, ...]
+) -> tuple[tuple[Array, Array], ...]:
+    """The zero state of the coordinate LSTM: for each layer `(cell, hidden)`, `[units, *shape]`."""
+    return tuple(
+        (jnp.zeros((units, *shape), dtype), jnp.zeros((units, *shape), dtype)) for units in hidden
+    )
+
+
+def lstm_init(key: Key, *, features: int, hidden: tuple[int, ...]) -> Phi:
+    """Draws the weights of the coordinate LSTM.
+
+    Args:
+        key: PRNG key.
+        features: inputs of one coordinate.
+        hidden: units of each layer.
+
+    Returns:
+        `{"lstm_0": {"kernel": f32[features + h0, 4 h0], "bias": f32[4 h0]}, ...,
+        "output_kernel": f32[h, 1], "output_bias": f32[1]}`; kernels N(0, 1/fan-in), that of
+        the output a tenth as large; biases zero but for the forget gates', one.
+    """
+    carries = lstm_carry((), jnp.float32, hidden=hidden)
+    return _CoordinateLSTM(hidden).init(key, carries, jnp.zeros(features, jnp.float32))["params"]
+
+
+def lstm_apply(
+    phi: Phi,
+    carries: tuple[tuple[Float[Array, "_ *coordinates"], ...], ...],
+    x: Float[Array, "features *coordinates"],
+    *,
+    hidden: tuple[int, ...],
+    averaging: int = 0,
+    fused: bool = False,
+) -> tuple[tuple[tuple[Array, Array], ...], Float[Array, "*coordinates"]]:
+    r"""One step of the coordinate LSTM.
+
+    $$(i, f, g, o) = W^\top [x; h] + b, \quad c \leftarrow \sigma(f) c + \sigma(i) \tanh(g),
+    \quad h \leftarrow \sigma(o) \tanh(c)$$
+
+    for each layer, then $y = w^\top h + b$.
+
+    Args:
+        phi: weights from `lstm_init`.
+        carries: for each layer `(cell, hidden)`, each `[units, *coordinates]`.
+        x: features of each coordinate, features first.
+        hidden: units of each layer.
+        averaging: the first so many h of each layer are replaced by their mean over all
+            coordinates, for the next layer and for the next step. The network is then one of all
+            coordinates together, and `jax.vmap` over them is another.
+        fused: whether float32 on an NVIDIA GPU goes through the program of `kernels.lstm`, without
+            averaging; everything else does as always.
+
+    Returns:
+        The new carries and one output a coordinate.
+    """
+    network = _CoordinateLSTM(hidden, averaging)
+    if fused and not averaging and x.dtype == jnp.float32:
+        # Here, because Pallas takes a while to import, and few want it.
+        from l2ljax import kernels
+
+        return jax.lax.platform_dependent(
+            phi,
+            carries,
+            x,
+            cuda=kernels.lstm,
+            default=lambda phi, *state: network.apply({"params": phi}, *state),
+        )
+    return network.apply({"params": phi}, carries, x)  # type: ignore[return-value]
+
+
+class _CoordinateMLP(nn.Module):
+    """Dense layers of one coordinate, ReLU between them."""
+
+    units: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for layer, units in enumerate(self.units):
+            x = _CoordinateDense(units, name=f"dense_{layer}")(jax.nn.relu(x) if layer else x)
+        return x
+
+
+def coordinate_mlp_init(key: Key, *, features: int, hidden: tuple[int, ...], outputs: int) -> Phi:
+    """Draws the weights of the coordinate MLP.
+
+    Args:
+        key: PRNG key.
+        features: inputs of one coordinate.
+        hidden: units of each hidden layer; `()` is an affine function.
+        outputs: outputs of one coordinate.
+
+    Returns:
+        `{"dense_0": {"kernel": f32[features, h0], "bias": f32[h0]}, ...}`; kernels N(0, 1/fan-in),
+        biases zero.
+    """
+    network = _CoordinateMLP((*hidden, outputs))
+    return network.init(key, jnp.zeros(features, jnp.float32))["params"]
+
+
+def coordinate_mlp_apply(
+    phi: Phi, x: Float[Array, "features *coordinates"]
+) -> Float[Array, "outputs *coordinates"]:
+    r"""The outputs of the coordinate MLP.
+
+    $$x \leftarrow W^\top \max(x, 0) + b$$
+
+    for each layer, the first without the maximum.
+
+    Args:
+        phi: weights from `coordinate_mlp_init`.
+        x: features of each coordinate, features first.
+
+    Returns:
+        Outputs of each coordinate, outputs first.
+    """
+    units = tuple(phi[f"dense_{layer}"]["bias"].size for layer in range(len(phi)))
+    return _CoordinateMLP(units).apply({"params": phi}, x)  # type: ignore[return-value]
