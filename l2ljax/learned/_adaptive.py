@@ -60,6 +60,7 @@ class Design:
         p: of `log_sign`.
         output_scale: the network's output is multiplied by it.
         bounded: whether tanh comes before that.
+        state_dtype: of the network's state between steps, by name, see `lstm`.
         fused: as in `lstm`.
     """
 
@@ -72,6 +73,7 @@ class Design:
     p: float
     output_scale: float
     bounded: bool
+    state_dtype: str | None = None
     fused: bool = False
 
     def __post_init__(self) -> None:
@@ -129,7 +131,7 @@ def _init(phi: Phi, params: Params, *, design: Design) -> AdaptiveState:
         jnp.zeros((), jnp.int32),
         jnp.zeros((len(design.decays), size), dtype),
         jnp.zeros(size, dtype),
-        lstm_carry((size,), dtype, hidden=design.hidden),
+        lstm_carry((size,), jnp.dtype(design.state_dtype or dtype), hidden=design.hidden),
     )
 
 
@@ -144,7 +146,7 @@ def _update(
     del params
     _checks.floating_leaves("updates", updates)
     dtype = state.square.dtype
-    phi = jax.tree.map(lambda leaf: leaf.astype(dtype), phi)
+    phi = _coordinates.cast(phi, dtype)
     gradient = _coordinates.flatten(updates, dtype)
     count = optax.safe_increment(state.count)
     t = count.astype(dtype)
@@ -157,9 +159,15 @@ def _update(
     if design.encoder:
         inputs = jax.nn.elu(coordinate_dense_apply(phi["encoder"], inputs))
         network = phi["lstm"]
+    stored = state.layers[0][0].dtype
     layers, output = lstm_apply(
-        network, state.layers, inputs, hidden=design.hidden, fused=design.fused
+        network,
+        _coordinates.cast(state.layers, dtype),
+        inputs,
+        hidden=design.hidden,
+        fused=design.fused,
     )
+    layers = _coordinates.cast(layers, stored)
     if design.bounded:
         output = jnp.tanh(output)
     step = _coordinates.unflatten(design.output_scale * output, updates)

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 
+from jax.typing import DTypeLike
+
 from l2ljax.core import LearnedOptimizer
+from l2ljax.learned import _coordinates
 from l2ljax.learned._adaptive import Design
 
 
@@ -15,6 +18,7 @@ def adaptive_lstm(
     eps: float = 1e-8,
     p: float = 10.0,
     bounded: bool = True,
+    state_dtype: DTypeLike | None = None,
     fused: bool = False,
 ) -> LearnedOptimizer:
     r"""The coordinate-wise LSTM with richer inputs: of Andrychowicz et al. and of RNNprop at once.
@@ -39,6 +43,7 @@ def adaptive_lstm(
         eps: $\epsilon > 0$; the root is $\sqrt{\hat v + \epsilon^2}$.
         p: of `log_sign`, see `lstm`.
         bounded: whether tanh bounds the step by $\alpha$; without it the output is linear.
+        state_dtype: of the LSTM's state between steps, as in `lstm`; averages stay as they are.
         fused: as in `lstm`.
 
     Returns:
@@ -62,6 +67,7 @@ def adaptive_lstm(
     >>> updates["w"].shape, state.means.shape, bool(abs(updates["w"]).max() < 0.1)
     ((3, 2), (2, 8), True)
     """
+    stored = _coordinates.state_dtype_name(state_dtype)
     decays = (b1,) if isinstance(b1, int | float) else tuple(b1)
     design = Design(
         hidden=tuple(hidden),
@@ -73,6 +79,7 @@ def adaptive_lstm(
         p=p,
         output_scale=output_scale,
         bounded=bool(bounded),
+        state_dtype=stored,
         fused=bool(fused),
     )
     return design.optimizer(
@@ -84,4 +91,5 @@ def adaptive_lstm(
         eps=float(eps),
         p=float(p),
         bounded=bool(bounded),
+        **({} if stored is None else {"state_dtype": stored}),
     )

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 _CHUNK = 1024
@@ -25,6 +26,28 @@ def working_dtype(*trees: PyTree) -> jnp.dtype:
     """Single precision at least: a state in half precision loses small gradients."""
     leaves = [jax.dtypes.result_type(leaf) for leaf in jax.tree.leaves(trees)]
     return jnp.dtype("float64" if jnp.dtype("float64") in leaves else "float32")
+
+
+def cast(tree: PyTree, dtype: jnp.dtype) -> PyTree:
+    """All leaves in one dtype."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+
+
+def state_dtype_name(state_dtype: DTypeLike | None) -> str | None:
+    """The name of a floating-point dtype, as a spec holds it; None stays None.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if state_dtype is None:
+        return None
+    try:
+        dtype = jnp.dtype(state_dtype)
+    except TypeError:
+        dtype = jnp.dtype(bool)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"state_dtype must be a floating-point dtype or None, got {state_dtype!r}")
+    return dtype.name
 
 
 def flatten(tree: PyTree, dtype: jnp.dtype) -> Float[Array, " coordinates"]:

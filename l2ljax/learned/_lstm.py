@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from l2ljax import _checks
@@ -29,8 +30,8 @@ class LSTMState(NamedTuple):
     """The network's memory, one column a coordinate, in the order of the params' leaves.
 
     Attributes:
-        layers: for each layer `(cell, hidden)`, each float[units, coordinates]; float32, or
-            float64 where params or φ are.
+        layers: for each layer `(cell, hidden)`, each float[units, coordinates]; `state_dtype`,
+            or float32, float64 where params or φ are.
     """
 
     layers: tuple[tuple[Array, Array], ...]
@@ -44,6 +45,7 @@ def lstm(
     p: float = 10.0,
     input_scale: float = 1.0,
     averaging: int = 0,
+    state_dtype: DTypeLike | None = None,
     fused: bool = False,
 ) -> LearnedOptimizer:
     r"""An LSTM proposes each coordinate's update.
@@ -70,6 +72,8 @@ def lstm(
             coordinates share what they know, the norm of the gradient for instance. With any, the
             optimizer is no longer coordinate-wise, a NaN in one coordinate reaches all, and
             inside `optax.masked` the mean is over the leaves that are left.
+        state_dtype: of the state between steps, such as `jnp.bfloat16`, which halves it; None: that
+            of the computation, float32, or float64 where params or φ are.
         fused: whether an NVIDIA GPU runs a step as one program (`l2ljax.kernels`), in single
             precision and without averaging cells. Results are the same up to rounding, and it is
             no part of `spec`. Off until it is measured.
@@ -81,8 +85,8 @@ def lstm(
     Raises:
         ValueError: for a size below 1, an unknown preprocessing, a scale or p that is not
             positive, a p of 87 or more, where e^-p leaves single precision, more averaging units
-            than a layer has; from `init` and `update`, for params with leaves that are not
-            floating-point.
+            than a layer has, a `state_dtype` that is not floating-point; from `init` and
+            `update`, for params with leaves that are not floating-point.
 
     Reference:
         Andrychowicz et al. (2016), sections 2 and 2.1, appendix A; `averaging`: appendix B,
@@ -114,6 +118,7 @@ def lstm(
             f"averaging must be at most the units of the smallest layer, {min(hidden)}, "
             f"got {averaging!r}"
         )
+    stored = _coordinates.state_dtype_name(state_dtype)
     spec = Spec(
         name="lstm",
         arguments={
@@ -123,6 +128,7 @@ def lstm(
             "p": float(p),
             "input_scale": float(input_scale),
             "averaging": int(averaging),
+            **({} if stored is None else {"state_dtype": stored}),
         },
     )
     features = _Features(preprocess, float(p), float(input_scale))
@@ -135,6 +141,7 @@ def lstm(
             features=features,
             output_scale=float(output_scale),
             averaging=int(averaging),
+            state_dtype=stored,
             fused=bool(fused),
         ),
         spec=spec,
@@ -166,11 +173,12 @@ def _bind(
     features: _Features,
     output_scale: float,
     averaging: int,
+    state_dtype: str | None,
     fused: bool,
 ) -> optax.GradientTransformation:
     kind = optax.GradientTransformation if averaging else CoordinatewiseTransformation
     return kind(
-        init=closure(_init, phi, hidden=hidden),
+        init=closure(_init, phi, hidden=hidden, state_dtype=state_dtype),
         update=closure(
             _update,
             phi,
@@ -183,9 +191,11 @@ def _bind(
     )
 
 
-def _init(phi: Phi, params: Params, *, hidden: tuple[int, ...]) -> LSTMState:
+def _init(
+    phi: Phi, params: Params, *, hidden: tuple[int, ...], state_dtype: str | None
+) -> LSTMState:
     _checks.floating_leaves("params", params)
-    dtype = _coordinates.working_dtype(phi, params)
+    dtype = jnp.dtype(state_dtype or _coordinates.working_dtype(phi, params))
     return LSTMState(lstm_carry((_coordinates.count(params),), dtype, hidden=hidden))
 
 
@@ -203,15 +213,17 @@ def _update(
 ) -> tuple[Params, LSTMState]:
     del params
     _checks.floating_leaves("updates", updates)
-    dtype = state.layers[0][0].dtype
+    stored = state.layers[0][0].dtype
+    dtype = _coordinates.working_dtype(state.layers)
     gradient = _coordinates.flatten(updates, dtype)
-    phi = jax.tree.map(lambda leaf: leaf.astype(dtype), phi)
+    phi = _coordinates.cast(phi, dtype)
     layers, output = lstm_apply(
         phi,
-        state.layers,
+        _coordinates.cast(state.layers, dtype),
         features(gradient),
         hidden=hidden,
         averaging=averaging,
         fused=fused,
     )
+    layers = _coordinates.cast(layers, stored)
     return _coordinates.unflatten(output_scale * output, updates), LSTMState(layers)

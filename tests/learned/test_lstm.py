@@ -287,3 +287,31 @@ def test_a_nan_stays_in_its_coordinate():
     assert_same(updates[good], expected[good])
     without = [jax.tree.map(lambda leaf: leaf[:, good], s) for s in (state, expected_state)]
     assert_same(*without)
+
+
+@pytest.mark.parametrize("make", [learned.lstm, learned.adaptive_lstm])
+def test_a_state_in_half_precision_takes_half_the_bytes_and_changes_little(make):
+    params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
+    plain, half = make((4,)), make((4,), state_dtype=jnp.bfloat16)
+    rebuilt = make(**json.loads(json.dumps(half.spec["arguments"])))
+    assert rebuilt.spec == half.spec != plain.spec
+    phi = plain.init(jax.random.key(0))
+    updates = []
+    for opt, dtype in ((plain, jnp.float32), (half, jnp.bfloat16), (rebuilt, jnp.bfloat16)):
+        tx = opt.bind(phi)
+        update, state = jax.jit(tx.update), tx.init(params)
+        for step in range(3):
+            gradients = jax.tree.map(lambda leaf, step=step: leaf + step, params)
+            found, state = update(gradients, state)
+        assert {leaf.dtype for leaf in jax.tree.leaves(state.layers)} == {jnp.dtype(dtype)}
+        updates.append(found["w"])
+    assert updates[0].dtype == updates[1].dtype == jnp.float32
+    np.testing.assert_array_equal(updates[1], updates[2])
+    assert not np.array_equal(updates[0], updates[1])
+    np.testing.assert_allclose(updates[1], updates[0], rtol=0.05, atol=1e-4)
+
+
+def test_a_state_that_cannot_hold_fractions_is_refused():
+    for dtype in (jnp.int32, "words"):
+        with pytest.raises(ValueError, match="state_dtype must be a floating-point dtype"):
+            learned.lstm(state_dtype=dtype)
