@@ -2,6 +2,7 @@
 
 from l2ljax.learned._adaptive import AdaptiveState
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
+from l2ljax.learned._hyperparameters import HyperparametersState, hyperparameters
 from l2ljax.learned._lstm import LSTMState, lstm
 from l2ljax.learned._mlp import MLPState, mlp
 from l2ljax.learned._partition import PartitionState, partition
@@ -10,10 +11,12 @@ from l2ljax.learned._weights import load, restore, save, shipped
 
 __all__ = [
     "AdaptiveState",
+    "HyperparametersState",
     "LSTMState",
     "MLPState",
     "PartitionState",
     "adaptive_lstm",
+    "hyperparameters",
     "load",
     "lstm",
     "mlp",

@@ -1,0 +1,198 @@
+"""The hyperparameters of a hand-designed method as meta-parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from l2ljax import _checks, classic
+from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Spec, closure
+
+Factory = Callable[..., optax.GradientTransformation]
+
+FRACTIONS = ("b1", "b2", "decay", "momentum", "rho")
+"""Arguments that lie between zero and one."""
+
+
+class HyperparametersState(NamedTuple):
+    """The state of a method whose hyperparameters are meta-parameters.
+
+    Attributes:
+        count: updates made so far, i32[].
+        inner: the method's state; with values for each leaf a tuple of states, one a leaf.
+    """
+
+    count: Int[Array, ""]  # type: ignore[assignment]  # a method of tuples, too
+    inner: Any
+
+
+def hyperparameters(
+    factory: str | Factory,
+    *,
+    horizon: int | None = None,
+    like: Params | None = None,
+    **values: float,
+) -> LearnedOptimizer:
+    r"""A hand-designed method that learns its hyperparameters.
+
+    $$\phi = \log\alpha \quad\text{or}\quad \phi = \log\frac{\beta}{1 - \beta}$$
+
+    for what is positive (rates, ε, penalties) and for what lies between zero and one (the arguments
+    `b1`, `b2`, `decay`, `momentum` and `rho`): φ may take any real value, and a step along the
+    meta-gradient never leaves what makes sense. The rest is `factory` with these values: exact
+    meta-gradients by `meta.full` or `meta.forward`, online ones by `meta.hypergradient_descent`.
+
+    Args:
+        factory: a function that makes an optax transformation, or the name of one in `classic`.
+        horizon: if given, every hyperparameter has a value for each of so many steps, a schedule;
+            after them the last one stays.
+        like: if given, every hyperparameter has a value for each leaf of params with this
+            structure (arrays, or `jax.eval_shape` of them). Each leaf is then optimized alone, so
+            a method that looks at all of them together, or at values of the loss, is another one.
+        **values: hyperparameters to learn, by the names of `factory`'s arguments, and where they
+            begin. Others keep their defaults; what is to be fixed at another value is bound before,
+            by `functools.partial`.
+
+    Returns:
+        A learned optimizer: `phi` is a dictionary of arrays by name, each `[]`, or `[horizon]`, or
+        with `like` a tree of these. It can be saved if `factory` is one of `classic` and there is
+        no `like`.
+
+    Raises:
+        ValueError: for no hyperparameter, a value that is not positive, or not inside (0, 1), a
+            horizon below 1, or an unknown name of a method; from `init` of the transformation, for
+            params of another structure than `like`.
+        TypeError: if `factory` does not take an argument of this name.
+
+    Reference:
+        Maclaurin, Duvenaud and Adams (2015), 'Gradient-based hyperparameter optimization through
+        reversible learning', section 3: schedules, and a value for each layer.
+
+    >>> import l2ljax as l2l
+    >>> opt = hyperparameters(l2l.classic.adam, learning_rate=1e-3, b1=0.9)
+    >>> result = l2l.meta.train(opt, l2l.tasks.quadratic(), key=jax.random.key(0), steps=50,
+    ...                         batch=8, meta_optimizer=optax.adam(0.1),
+    ...                         estimator=l2l.meta.forward(horizon=20))
+    >>> bool(jnp.exp(result.phi["learning_rate"]) > 0.01)
+    True
+    """
+    name = factory if isinstance(factory, str) else None
+    if name is not None:
+        _checks.choice("factory", name, classic.__all__)
+        factory = getattr(classic, name)
+    elif getattr(classic, getattr(factory, "__name__", ""), None) is factory:
+        name = factory.__name__
+    if not values:
+        raise ValueError("values must name at least one hyperparameter to learn, got none")
+    for argument, value in values.items():
+        _checks.positive(argument, value)
+        if argument in FRACTIONS and not value < 1:
+            raise ValueError(f"{argument} must lie inside (0, 1), got {value!r}")
+    if horizon is not None:
+        _checks.count("horizon", horizon)
+    if not callable(factory):
+        raise ValueError(f"factory must be a function or the name of one, got {factory!r}")
+    first = factory(**values)
+    if not isinstance(first, optax.GradientTransformation):
+        raise ValueError(f"factory must make an optax transformation, got {first!r}")
+    arguments = {"factory": name, "horizon": horizon, **{k: float(v) for k, v in values.items()}}
+    structure = None if like is None else jax.tree.structure(like)
+    return LearnedOptimizer(
+        init=closure(
+            _init_phi,
+            values=tuple((k, float(v)) for k, v in values.items()),
+            horizon=horizon,
+            structure=structure,
+        ),
+        bind=closure(_bind, factory=factory, horizon=horizon, structure=structure),
+        spec=None
+        if name is None or like is not None
+        else Spec(name="hyperparameters", arguments=arguments),
+    )
+
+
+def _init_phi(
+    key: Key, *, values: tuple[tuple[str, float], ...], horizon: int | None, structure: Any
+) -> Phi:
+    del key
+    shape = () if horizon is None else (horizon,)
+
+    def start(name: str, value: float) -> Any:
+        free = np.log(value / (1 - value)) if name in FRACTIONS else np.log(value)
+        if structure is None:
+            return jnp.full(shape, free)
+        leaves = [jnp.full(shape, free) for _ in range(structure.num_leaves)]
+        return jax.tree.unflatten(structure, leaves)
+
+    return {name: start(name, value) for name, value in values}
+
+
+def _bind(
+    phi: Phi, *, factory: Factory, horizon: int | None, structure: Any
+) -> optax.GradientTransformationExtraArgs:
+    settings = {"factory": factory, "horizon": horizon, "structure": structure}
+    return optax.GradientTransformationExtraArgs(
+        init=closure(_init, phi, **settings), update=closure(_update, phi, **settings)
+    )
+
+
+def _at(
+    phi: Phi, count: Int[Array, ""], *, factory: Factory, horizon: int | None, structure: Any
+) -> list[optax.GradientTransformationExtraArgs]:
+    """The method with its values at a step: one for all leaves, or one for each."""
+
+    def value(name: str, free: Float[Array, "..."]) -> Float[Array, ""]:
+        if horizon is not None:
+            free = free[jnp.minimum(count, horizon - 1)]
+        return jax.nn.sigmoid(free) if name in FRACTIONS else jnp.exp(free)
+
+    columns = {name: jax.tree.leaves(tree) for name, tree in phi.items()}
+    number = 1 if structure is None else structure.num_leaves
+    return [
+        optax.with_extra_args_support(
+            factory(**{name: value(name, column[i]) for name, column in columns.items()})
+        )
+        for i in range(number)
+    ]
+
+
+def _init(phi: Phi, params: Params, **settings: Any) -> HyperparametersState:
+    count = jnp.zeros((), jnp.int32)
+    methods = _at(phi, count, **settings)
+    if settings["structure"] is None:
+        return HyperparametersState(count, methods[0].init(params))
+    leaves, structure = jax.tree.flatten(params)
+    if structure != settings["structure"]:
+        raise ValueError(
+            f"params must have the structure of like, {settings['structure']}, got {structure}"
+        )
+    states = tuple(tx.init(leaf) for tx, leaf in zip(methods, leaves, strict=True))
+    return HyperparametersState(count, states)
+
+
+def _update(
+    phi: Phi,
+    updates: Params,
+    state: HyperparametersState,
+    params: Params | None = None,
+    **rest: Any,
+) -> tuple[Params, HyperparametersState]:
+    names = ("factory", "horizon", "structure")
+    settings, extra = {k: rest.pop(k) for k in names}, rest
+    methods = _at(phi, state.count, **settings)
+    count = optax.safe_increment(state.count)
+    if settings["structure"] is None:
+        updates, inner = methods[0].update(updates, state.inner, params, **extra)
+        return updates, HyperparametersState(count, inner)
+    leaves, structure = jax.tree.flatten(updates)
+    others = [None] * len(leaves) if params is None else jax.tree.leaves(params)
+    moved = [
+        tx.update(leaf, inner, param)
+        for tx, leaf, inner, param in zip(methods, leaves, state.inner, others, strict=True)
+    ]
+    new, states = zip(*moved, strict=True) if moved else ((), ())
+    return jax.tree.unflatten(structure, new), HyperparametersState(count, states)
