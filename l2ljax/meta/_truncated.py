@@ -64,6 +64,7 @@ def truncated(
         stronger baselines for learning to optimize'. Logarithms: Wichrowska et al. (2017), 'Learned
         optimizers that scale and generalize'.
 
+    >>> import jax
     >>> import l2ljax as l2l
     >>> opt = l2l.learned.lstm()
     >>> est = truncated(horizon=10, truncation=5)(opt, l2l.tasks.quadratic(), batch=2)

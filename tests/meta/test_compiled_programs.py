@@ -36,7 +36,7 @@ def chunk_program(task, horizon=2, batch=2):
     opt = lstm((2,))
     factory = truncated(horizon=horizon, truncation=horizon)
     _, state = make_step(opt, task, key=KEY, batch=batch, estimator=factory)
-    estimates, meta = _prepare(opt, task, batch, None, factory)
+    estimates, meta = _prepare(opt, task, batch, None, factory, None)
     return _jitted_chunk.lower(estimates, meta, state, KEY, 1, capacity=3).as_text()
 
 

@@ -200,7 +200,7 @@ def test_hypergradient_descent_is_the_recursion_of_its_paper():
     ("make", "message"),
     [
         (lambda: meta.full(horizon=0), "horizon must be"),
-        (lambda: meta.forward(horizon=1.5), "horizon must be"),
+        (lambda: meta.forward(horizon=-1), "horizon must be"),
         (lambda: meta.full(horizon=3, step_weights=[1.0]), "step_weights must have shape"),
         (lambda: meta.forward(meta_loss="root"), "meta_loss must be"),
         (lambda: meta.es(std=0.0), "std must be"),

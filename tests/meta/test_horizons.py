@@ -164,7 +164,7 @@ def test_longer_horizons_make_no_larger_program():
     def program(*horizon):
         factory = truncated(horizon=horizon, truncation=2, curriculum=3)
         state = jax.eval_shape(lambda: make_step(OPT, TASK, key=KEY, estimator=factory)[1])
-        estimates, meta = _prepare(OPT, TASK, 1, None, factory)
+        estimates, meta = _prepare(OPT, TASK, 1, None, factory, None)
         return _jitted_chunk.lower(estimates, meta, state, KEY, 1, capacity=3).as_text()
 
     short, long = program(2, 4), program(20, 40)
