@@ -5,11 +5,15 @@ import json
 import os
 import pathlib
 import platform
+import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 import l2ljax
+from l2ljax import evaluate
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -45,3 +49,26 @@ def outcome(ratio: float, floor: float, aim: float) -> str:
     if ratio > aim:
         return f"reaches the floor {floor}, misses the aim {aim}"
     return f"reaches the aim {aim}"
+
+
+def kept_tuning(
+    file: pathlib.Path, tune: Callable[[], evaluate.Tuning]
+) -> tuple[evaluate.Tuning, float]:
+    """A tuning and its seconds, from the file where an earlier run has left it."""
+    if not file.exists():
+        start = time.perf_counter()
+        tuning = tune()
+        # JSON has no infinities: a score that is None was one.
+        scores = [score if np.isfinite(score) else None for score in tuning.scores.tolist()]
+        points = {name: column.tolist() for name, column in tuning.points.items()}
+        seconds = time.perf_counter() - start
+        kept = {"points": points, "scores": scores, "on_edge": tuning.on_edge, "seconds": seconds}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(kept, allow_nan=False) + "\n")
+    kept = json.loads(file.read_text())
+    points = {name: np.array(column) for name, column in kept["points"].items()}
+    scores = np.array([np.inf if score is None else score for score in kept["scores"]])
+    best = int(np.argmin(scores))
+    setting = {name: float(column[best]) for name, column in points.items()}
+    tuning = evaluate.Tuning(setting, float(scores[best]), points, scores, kept["on_edge"])
+    return tuning, kept["seconds"]

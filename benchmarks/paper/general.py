@@ -45,12 +45,11 @@ KEY = jax.random.key(2_000_000)
 TUNING_KEY = jax.random.fold_in(KEY, 2**32 - 1)
 
 
-def tuned_adam(name: str, held_out: HeldOut, task: Task) -> dict[str, Any]:
-    """Adam's best rate on a task, whether it lies on the edge of its grid, and the seconds."""
-    file = KEPT / "adam" / f"{name}.json"
-    if not file.exists():
-        start = time.perf_counter()
-        tuning = evaluate.tune(
+def tuned_adam(name: str, held_out: HeldOut, task: Task) -> tuple[evaluate.Tuning, float]:
+    """Adam's tuning on a task, and the seconds that it took."""
+    return _report.kept_tuning(
+        KEPT / "adam" / f"{name}.json",
+        lambda: evaluate.tune(
             classic.adam,
             task,
             RATES,
@@ -58,15 +57,8 @@ def tuned_adam(name: str, held_out: HeldOut, task: Task) -> dict[str, Any]:
             steps=held_out.steps,
             problems=held_out.tuning_problems,
             window=held_out.window,
-        )
-        found = {
-            "rate": tuning.best["learning_rate"],
-            "on_edge": tuning.on_edge,
-            "seconds": time.perf_counter() - start,
-        }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(found) + "\n")
-    return json.loads(file.read_text())
+        ),
+    )
 
 
 def measure(
@@ -74,15 +66,16 @@ def measure(
 ) -> dict[str, Any]:
     """One row of the table, as plain JSON values: what is not finite is None."""
     task = held_out.make(data_dir)
-    tuned = tuned_adam(name, held_out, task)
+    tuning, seconds = tuned_adam(name, held_out, task)
     start = time.perf_counter()
     comparison = evaluate.compare(
-        {"general": tx, "Adam": classic.adam(tuned["rate"])},
+        {"general": tx, "Adam": evaluate.Tunable(classic.adam, RATES)},
         task,
         key=KEY,
         steps=held_out.steps,
         problems=held_out.problems,
         window=held_out.window,
+        tunings={"Adam": tuning},
     )
     general, adam = comparison.to_dict()["rows"]
     losses = comparison.curves["general"]
@@ -100,10 +93,10 @@ def measure(
         "ratio": adam["ratio"],
         "low": adam["ratio_low"],
         "high": adam["ratio_high"],
-        "rate": tuned["rate"],
-        "on_edge": tuned["on_edge"],
+        "rate": tuning.best["learning_rate"],
+        "on_edge": tuning.on_edge,
         "diverged": int(held_out.problems - learns.sum()),
-        "seconds": tuned["seconds"] + time.perf_counter() - start,
+        "seconds": seconds + time.perf_counter() - start,
     }
 
 

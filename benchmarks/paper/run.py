@@ -10,9 +10,13 @@ the edge widens the grid. The paper's four (SGD, RMSprop, Adam, NAG) are what a 
 NAG and momentum with tuned decay, AdamW and AMSGrad stand beside them (for CIFAR and art: AdamW).
 Final loss: the mean of the losses after the last 10 updates (quadratics: after the last), mean over
 fresh problems; intervals are 95 % bootstraps over problems.
+
+Each tuning that is done is kept in `runs/paper` and not done again: a panel that was interrupted,
+or whose weights are new, goes on from there.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
@@ -22,8 +26,10 @@ from typing import Any
 import jax
 import numpy as np
 from panels import PANELS, Panel
+from tqdm import tqdm
 
 from l2ljax import classic, evaluate, learned, plots
+from l2ljax.core import Task
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import _report
@@ -31,6 +37,10 @@ import _report
 RESULTS = _report.RESULTS / "paper"
 FOUR = ("SGD", "RMSprop", "Adam", "NAG")
 DECAYS = (0.8, 0.9, 0.95, 0.99)
+KEPT = pathlib.Path("runs") / "paper"
+KEY = jax.random.key(1_000_000)
+# Baselines are tuned on other problems than they are compared on.
+TUNING_KEY = jax.random.fold_in(KEY, 2**32 - 1)
 
 
 def baselines(panel: Panel) -> dict[str, evaluate.Tunable]:
@@ -57,21 +67,44 @@ def baselines(panel: Panel) -> dict[str, evaluate.Tunable]:
     }
 
 
+def tune(name: str, panel: Panel, task: Task) -> tuple[dict[str, evaluate.Tuning], float]:
+    """The tunings of a panel's baselines, and the seconds that they took."""
+    tunings, total = {}, 0.0
+    for baseline, tunable in tqdm(baselines(panel).items(), desc="tuning", unit="optimizer"):
+        tunings[baseline], seconds = _report.kept_tuning(
+            KEPT / name / f"{baseline}.json",
+            functools.partial(
+                evaluate.tune,
+                tunable.factory,
+                task,
+                tunable.grid,
+                key=TUNING_KEY,
+                steps=panel.steps,
+                problems=panel.tuning_problems,
+                window=panel.window,
+                at_once=1 if panel.costly else None,
+            ),
+        )
+        total += seconds
+    return tunings, total
+
+
 def run(name: str, panel: Panel, data_dir: str | None, folders: dict[str, str]) -> None:
     """Tunes, compares, and writes `NAME.json` and `NAME.png`."""
     optimizers: dict[str, Any] = {
         weights: learned.load(folders.get(weights, weights)) for weights in panel.weights
     }
+    task = panel.task(data_dir)
+    tunings, tuning_seconds = tune(name, panel, task)
     start = time.perf_counter()
     comparison = evaluate.compare(
         {**optimizers, **baselines(panel)},
-        panel.task(data_dir),
-        key=jax.random.key(1_000_000),
+        task,
+        key=KEY,
         steps=panel.steps,
         problems=panel.problems,
         window=panel.window,
-        tuning_problems=panel.tuning_problems,
-        tuning_at_once=1 if panel.costly else None,
+        tunings=tunings,
         progress=True,
     )
     print(f"\n{panel.title}\n\n{comparison}\n")
@@ -93,7 +126,7 @@ def run(name: str, panel: Panel, data_dir: str | None, folders: dict[str, str]) 
     }
     content = {
         "command": f"python benchmarks/paper/run.py {name}",
-        "seconds": time.perf_counter() - start,
+        "seconds": tuning_seconds + time.perf_counter() - start,
         "verdict": verdict,
         **comparison.to_dict(),
     }

@@ -145,6 +145,7 @@ def compare(
     tuning_task: Task | None = None,
     tuning_problems: int = 16,
     tuning_at_once: int | None = None,
+    tunings: Mapping[str, Tuning] | None = None,
     confidence: float = 0.95,
     progress: bool = False,
 ) -> Comparison:
@@ -165,6 +166,9 @@ def compare(
         tuning_task: where to tune; default: `task`.
         tuning_problems: problems that each setting is tuned on.
         tuning_at_once: settings that run side by side, as in `tune`; None: all.
+        tunings: by name what is known of `Tunable` ones, from `tune` or an earlier comparison's
+            `tunings`: they are not tuned again. Whoever gives them sees to it that the problems
+            were others.
         confidence: of the intervals.
         progress: whether to show a bar over optimizers.
 
@@ -173,7 +177,7 @@ def compare(
 
     Raises:
         ValueError: for no optimizers, an unknown reference, sizes below 1, a window larger than
-            `steps` or a confidence outside (0, 1).
+            `steps`, a confidence outside (0, 1), or a tuning of what is not `Tunable`.
 
     >>> import l2ljax as l2l
     >>> sgd = Tunable(l2l.classic.gradient_descent, [1e-3, 1e-2, 1e-1])
@@ -192,26 +196,30 @@ def compare(
         raise ValueError(f"confidence must be a number between 0 and 1, got {confidence!r}")
     reference = next(iter(optimizers)) if reference is None else reference
     _checks.choice("reference", reference, optimizers)
+    known = dict(tunings or {})
+    for name in known:
+        if not isinstance(optimizers.get(name), Tunable):
+            raise ValueError(f"tunings must be those of `Tunable` optimizers, got one of {name!r}")
 
     # Folded with a number that no batch of problems reaches: tuning never sees what is compared.
     tuning_key = jax.random.fold_in(key, 2**32 - 1)
-    tunings: dict[str, Tuning] = {}
     runs: dict[str, np.ndarray] = {}
     bar = tqdm(optimizers.items(), desc="comparing", unit="optimizer", disable=not progress)
     for name, optimizer in bar:
         bar.set_postfix_str(name)
         if isinstance(optimizer, Tunable):
-            tunings[name] = tune(
-                optimizer.factory,
-                tuning_task or task,
-                optimizer.grid,
-                key=tuning_key,
-                steps=steps,
-                problems=tuning_problems,
-                window=window,
-                at_once=tuning_at_once,
-            )
-            best = tunings[name].best
+            if name not in known:
+                known[name] = tune(
+                    optimizer.factory,
+                    tuning_task or task,
+                    optimizer.grid,
+                    key=tuning_key,
+                    steps=steps,
+                    problems=tuning_problems,
+                    window=window,
+                    at_once=tuning_at_once,
+                )
+            best = known[name].best
             by_name = isinstance(optimizer.grid, Mapping)
             tx = optimizer.factory(**best) if by_name else optimizer.factory(*best.values())
         else:
@@ -224,10 +232,10 @@ def compare(
     }
     samples = np.random.default_rng(0).integers(problems, size=(RESAMPLES, problems))
     rows = tuple(
-        _row(name, run, final[name], final[reference], samples, confidence, tunings.get(name))
+        _row(name, run, final[name], final[reference], samples, confidence, known.get(name))
         for name, run in runs.items()
     )
-    return Comparison(rows, runs, tunings, reference, confidence)
+    return Comparison(rows, runs, known, reference, confidence)
 
 
 def _row(

@@ -76,6 +76,20 @@ def test_optimizers_meet_the_same_problems(result):
     np.testing.assert_array_equal(result.curves["slow"], alone)
 
 
+def test_known_tunings_are_not_done_again(result):
+    optimizers = {
+        "slow": optax.sgd(0.1),
+        # Tuned again, this grid would have another best rate.
+        "tuned": Tunable(classic.gradient_descent, [0.3, 1.0]),
+    }
+    tunings = {"tuned": result.tunings["tuned"]}
+    again = compare(optimizers, BOWLS, tunings=tunings, **SETTINGS)
+    assert again.tunings == tunings
+    assert again.rows == result.rows[:2]
+    with pytest.raises(ValueError, match="tunings must be those of .* got one of 'slow'"):
+        compare(optimizers, BOWLS, tunings={"slow": tunings["tuned"]}, **SETTINGS)
+
+
 def test_tuned_optimizers_run_with_their_best_setting(result):
     rows = {row.name: row for row in result.rows}
     assert rows["slow"].setting is None
