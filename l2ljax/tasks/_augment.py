@@ -8,21 +8,30 @@ from l2ljax import _checks
 from l2ljax.core import Key, Params, Problem, Scalar, Task, closure
 
 
-def augment(task: Task, *, coordinate: float = 0.0, leaf: float = 0.0, loss: float = 0.0) -> Task:
+def augment(
+    task: Task,
+    *,
+    coordinate: float = 0.0,
+    leaf: float = 0.0,
+    params: float = 0.0,
+    loss: float = 0.0,
+) -> Task:
     r"""The task in params and losses of random scales.
 
     $$\tilde f(\tilde\theta) = s\, f(c \odot \tilde\theta), \qquad
-    \tilde\theta_0 = \theta_0 / c, \qquad \log c_{li} = a_{li} + b_l$$
+    \tilde\theta_0 = \theta_0 / c, \qquad \log c_{li} = a_{li} + b_l + e$$
 
     with $a_{li} \sim U[-A, A]$ for each coordinate i of leaf l, $b_l \sim U[-B, B]$ for each leaf,
-    $\log s \sim U[-S, S]$ for each problem. Gradients are then $s c$ times the task's, and good
-    steps $1 / c$ times: an optimizer that is meta-trained here can rely on neither. Only the loss
-    is scaled by s, not the objective, so that no problem outweighs another in the meta-loss.
+    $e \sim U[-E, E]$ and $\log s \sim U[-S, S]$ for each problem. Gradients are then $s c$ times
+    the task's, and good steps $1 / c$ times: an optimizer that is meta-trained here can rely on
+    neither. Only the loss is scaled by s, not the objective, so that no problem outweighs another
+    in the meta-loss.
 
     Args:
         task: any task with floating-point params.
         coordinate: A, non-negative; the paper's 3 makes scales from 1/20 to 20.
         leaf: B, non-negative.
+        params: E, non-negative: all params together.
         loss: S, non-negative.
 
     Returns:
@@ -46,10 +55,10 @@ def augment(task: Task, *, coordinate: float = 0.0, leaf: float = 0.0, loss: flo
     >>> bool(task.loss(params, problem, key) == plain.loss(scales * params, inner, key))
     True
     """
-    for name, value in [("coordinate", coordinate), ("leaf", leaf), ("loss", loss)]:
+    ranges = {"coordinate": coordinate, "leaf": leaf, "params": params, "loss": loss}
+    for name, value in ranges.items():
         _checks.non_negative(name, value)
-    ranges = {"coordinate": float(coordinate), "leaf": float(leaf)}
-    sample = closure(_sample, task, **ranges, loss=float(loss))
+    sample = closure(_sample, task, **{name: float(value) for name, value in ranges.items()})
     parts = (sample, closure(_init, task), closure(_loss, task))
     if loss == 0 and task.objective is task.loss:
         # It stays one object, so that nothing is computed twice.
@@ -58,15 +67,16 @@ def augment(task: Task, *, coordinate: float = 0.0, leaf: float = 0.0, loss: flo
 
 
 def _sample(
-    task: Task, key: Key, *, coordinate: float, leaf: float, loss: float
+    task: Task, key: Key, *, coordinate: float, leaf: float, params: float, loss: float
 ) -> tuple[Problem, PyTree, Float[Array, ""]]:
     problem_key, scale_key, loss_key = jax.random.split(key, 3)
     problem = task.sample(problem_key)
     leaves, structure = jax.tree.flatten(jax.eval_shape(task.init, key, problem))
+    whole = _uniform(jax.random.fold_in(scale_key, len(leaves)), (), params)
 
     def scale(number: int, like: jax.ShapeDtypeStruct) -> Array:
         own, shared = jax.random.split(jax.random.fold_in(scale_key, number))
-        log = _uniform(own, like.shape, coordinate) + _uniform(shared, (), leaf)
+        log = _uniform(own, like.shape, coordinate) + _uniform(shared, (), leaf) + whole
         return jnp.exp(log).astype(like.dtype)
 
     scales = [scale(number, like) for number, like in enumerate(leaves)]

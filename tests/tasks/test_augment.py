@@ -40,18 +40,16 @@ def scales_of(task, number=2000):
     return jax.tree.map(np.log, problems[1:])
 
 
-@pytest.mark.parametrize(
-    ("settings", "shared"), [({"coordinate": 1.5}, False), ({"leaf": 1.5}, True)]
-)
-def test_log_scales_are_uniform_alone_or_for_a_leaf(settings, shared):
-    logs, losses = scales_of(tasks.augment(plain, **settings))
+@pytest.mark.parametrize("kind", ["coordinate", "leaf", "params"])
+def test_log_scales_are_uniform_alone_or_for_a_leaf_or_for_all(kind):
+    logs, losses = scales_of(tasks.augment(plain, **{kind: 1.5}))
     w = logs["w"]
     assert np.all(losses == 0)
     np.testing.assert_allclose([w.min(), w.max()], [-1.5, 1.5], atol=0.02)
     np.testing.assert_allclose(w.std(), 1.5 / np.sqrt(3), rtol=0.05)
-    assert np.all(w[:, 0] == w[:, 1]) == shared
-    assert abs(np.corrcoef(w[:, 0], logs["b"])[0, 1]) < 0.1
-    assert shared or abs(np.corrcoef(w[:, 0], w[:, 1])[0, 1]) < 0.1
+    for other, same in [(w[:, 1], kind != "coordinate"), (logs["b"], kind == "params")]:
+        assert np.all(w[:, 0] == other) == same
+        assert same or abs(np.corrcoef(w[:, 0], other)[0, 1]) < 0.1
 
 
 def test_a_scaled_loss_keeps_the_objective():
@@ -91,7 +89,7 @@ def test_scales_have_the_dtype_of_the_params():
 
 
 def test_refuses_ranges_and_params_that_cannot_be_scaled():
-    for name in ("coordinate", "leaf", "loss"):
+    for name in ("coordinate", "leaf", "params", "loss"):
         with pytest.raises(ValueError, match=f"{name} must be a non-negative number, got -1"):
             tasks.augment(plain, **{name: -1.0})
     whole = Task(
