@@ -14,6 +14,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # For the tests of sharded params.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+# XLA's older code for loops on a CPU compiles in a third of the time, of which tests have most.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax  # noqa: E402  (jax reads the environment when it is imported)
 from jaxtyping import install_import_hook  # noqa: E402
