@@ -20,6 +20,7 @@ import sys
 import time
 from typing import Any
 
+import _data
 import _report
 import jax
 import numpy as np
@@ -34,14 +35,8 @@ def problem(name: str, data_dir: str | None) -> tuple[l2l.LearnedOptimizer, l2l.
     """The optimizer, the task, its batch and the coordinates of the whole batch."""
     if name == "quadratics":
         return l2l.learned.lstm(preprocess=None), l2l.tasks.quadratic(), 128, 1280
-    if data_dir is not None:
-        data = l2l.tasks.mnist(data_dir)
-    else:
-        rng = np.random.default_rng(0)
-        images = rng.integers(0, 256, (30_000, 28, 28, 1), np.uint8)
-        split = l2l.tasks.Split(images, rng.integers(0, 10, 30_000, np.int32), maximum=255)
-        data = l2l.tasks.Dataset(train=split, name="random images", classes=10)
-    return l2l.learned.lstm(), l2l.tasks.mlp_classifier(data), 1, 15_910
+    task = l2l.tasks.mlp_classifier(_data.mnist(data_dir))
+    return l2l.learned.lstm(), task, 1, 15_910
 
 
 def measure(name: str, data_dir: str | None, episodes: int, repeats: int) -> dict[str, Any]:

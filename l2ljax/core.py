@@ -193,6 +193,27 @@ class LearnedOptimizer:
         _wrap_callables(self, "init", "bind")
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ReversibleOptimizer(LearnedOptimizer):
+    r"""A learned optimizer by momentum, whose steps `meta.reversible` can undo.
+
+    Attributes:
+        init: as in `LearnedOptimizer`.
+        bind: its transformation moves by $v_{t+1} = \gamma_t v_t - (1 - \gamma_t) \nabla_t$ and
+            $\theta_{t+1} = \theta_t + \alpha_t v_{t+1}$, with $v_0 = 0$.
+        coefficients: `coefficients(phi, params, times) -> (rates, decays)`, trees like params
+            with α and γ at these steps in every leaf; decays are multiples of 2⁻¹⁶, at most 1.
+        spec: as in `LearnedOptimizer`.
+    """
+
+    coefficients: Callable[[Phi, Params, Array], tuple[Params, Params]] = None  # type: ignore
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _wrap_callables(self, "coefficients")
+
+
 class Estimate(NamedTuple):
     """What an estimator returns.
 

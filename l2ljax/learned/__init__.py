@@ -6,6 +6,7 @@ from l2ljax.learned._hyperparameters import HyperparametersState, hyperparameter
 from l2ljax.learned._lstm import LSTMState, lstm
 from l2ljax.learned._mlp import MLPState, mlp
 from l2ljax.learned._partition import PartitionState, partition
+from l2ljax.learned._reversible_momentum import ReversibleMomentumState, reversible_momentum
 from l2ljax.learned._rnnprop import rnnprop
 from l2ljax.learned._weights import load, restore, save, shipped
 
@@ -15,6 +16,7 @@ __all__ = [
     "LSTMState",
     "MLPState",
     "PartitionState",
+    "ReversibleMomentumState",
     "adaptive_lstm",
     "hyperparameters",
     "load",
@@ -22,6 +24,7 @@ __all__ = [
     "mlp",
     "partition",
     "restore",
+    "reversible_momentum",
     "rnnprop",
     "save",
     "shipped",

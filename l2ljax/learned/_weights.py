@@ -15,6 +15,7 @@ from l2ljax.learned._hyperparameters import hyperparameters
 from l2ljax.learned._lstm import lstm
 from l2ljax.learned._mlp import mlp
 from l2ljax.learned._partition import partition
+from l2ljax.learned._reversible_momentum import reversible_momentum
 from l2ljax.learned._rnnprop import rnnprop
 
 Path = str | os.PathLike[str]
@@ -31,6 +32,7 @@ FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "lstm": lstm,
     "mlp": mlp,
     "partition": _partition,
+    "reversible_momentum": reversible_momentum,
     "rnnprop": rnnprop,
 }
 """The learned optimizers that a card may name."""

@@ -10,6 +10,7 @@ An estimator is made by a factory `(opt, task, batch=1)`:
 | `es` | from perturbed φ; of segments biased | 1 | rough meta-losses |
 | `pes` | from perturbed φ, of segments without bias | 1 | long episodes |
 | `hypergradient_descent` | one step | 1 | rates, while training |
+| `reversible` | exact, of momentum run backwards | T log₂(1/γ) bits a param | long schedules |
 | `imitation` | of the distance to a teacher | K | a start |
 
 `weighted` makes one of several on one task, and `mixture` one of several tasks. They nest: a
@@ -24,6 +25,7 @@ from l2ljax.meta._imitation import imitation
 from l2ljax.meta._mixture import mixture
 from l2ljax.meta._pes import PESState, pes
 from l2ljax.meta._progress import Callback, Progress, TrainState
+from l2ljax.meta._reversible import reversible
 from l2ljax.meta._segments import EstimatorFactory, TruncatedState
 from l2ljax.meta._step_weights import final_weights, polynomial_weights
 from l2ljax.meta._train import TrainResult, make_step, train
@@ -52,6 +54,7 @@ __all__ = [
     "mixture",
     "pes",
     "polynomial_weights",
+    "reversible",
     "train",
     "truncated",
     "unroll",

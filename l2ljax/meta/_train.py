@@ -28,6 +28,7 @@ from l2ljax.core import (
 from l2ljax.meta._devices import over_devices, replicate
 from l2ljax.meta._mixture import Mixture, mixture
 from l2ljax.meta._progress import Callback, Progress, ProgressBar, TrainState
+from l2ljax.meta._reversible import raise_faults
 from l2ljax.meta._segments import EstimatorFactory
 from l2ljax.meta._truncated import truncated
 from l2ljax.meta._validation import consider
@@ -172,6 +173,7 @@ def train(
     Raises:
         ValueError: for sizes below 1, no task, `patience` without `validate`, a `state` past
             `steps`, or a batch that the devices of `mesh` cannot share evenly.
+        RuntimeError: if `meta.reversible` could not run an episode back to its beginning.
         FloatingPointError: if no meta-gradient was finite in the last `chunk` meta-steps, or in
             all there were.
 
@@ -210,7 +212,9 @@ def train(
             size = min(chunk, steps - done, validate_every - done % validate_every)
             state, metrics = _jitted_chunk(estimates, meta, state, key, size, capacity=chunk)
             done += size
-            recorder.add({name: np.asarray(rows)[:size] for name, rows in metrics.items()}, done)
+            measured = {name: np.asarray(rows)[:size] for name, rows in metrics.items()}
+            raise_faults(measured)
+            recorder.add(measured, done)
             score = None
             if validate is not None and (done % validate_every == 0 or done == steps):
                 state, scored = consider(as_partial(validate), state)

@@ -222,6 +222,10 @@ def advance(
 def _nested_scan(step: Callable[..., Any], carry: Any, times: Int[Array, " steps"]) -> Any:
     """`jax.lax.scan` in about √steps blocks, whose inner states are computed again backwards."""
     size = math.isqrt(len(times) - 1) + 1
+    # Blocks that do not come out even need a branch in each step, and that three times the memory.
+    even = [n for n in range((size + 1) // 2, 2 * size + 1) if len(times) % n == 0]
+    if even:
+        size = min(even, key=lambda n: n + len(times) // n)
     blocks = -(-len(times) // size)
     # The step is recomputed as a whole: of a block then only its states are kept, not what a
     # second derivative of the loss needs besides.

@@ -1,0 +1,169 @@
+"""Momentum with a learned rate and decay for each step, exact enough to be run backwards."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from l2ljax import _checks
+from l2ljax.core import (
+    CoordinatewiseTransformation,
+    Key,
+    Params,
+    Phi,
+    ReversibleOptimizer,
+    Spec,
+    closure,
+)
+
+DENOMINATOR = 2**16
+
+
+class ReversibleMomentumState(NamedTuple):
+    """The state of `reversible_momentum`.
+
+    Attributes:
+        count: updates made so far, i32[].
+        velocity: v, a tree like the params.
+    """
+
+    count: Int[Array, ""]  # type: ignore[assignment]  # a method of tuples, too
+    velocity: Params
+
+
+def reversible_momentum(
+    *,
+    horizon: int,
+    learning_rate: float = 0.1,
+    decay: float = 0.9,
+    like: Params | None = None,
+) -> ReversibleOptimizer:
+    r"""Momentum that learns its schedules, and that `meta.reversible` can run backwards.
+
+    $$v_{t+1} = \hat\gamma_t v_t - (1 - \hat\gamma_t) \nabla_t, \qquad
+      \theta_{t+1} = \theta_t + \alpha_t v_{t+1}, \qquad
+      \hat\gamma_t = \frac{\lfloor 2^{16} \gamma_t + 1/2 \rfloor}{2^{16}}$$
+
+    with $\phi$ holding $\log\alpha_t$ and $\log(\gamma_t / (1 - \gamma_t))$. The rounded decay is
+    one that integers can be multiplied by and divided by again; to the derivative it is γ.
+
+    Args:
+        horizon: steps T that have a rate and a decay of their own; after them the last ones stay.
+        learning_rate: α at the beginning, positive.
+        decay: γ at the beginning, in (0, 1).
+        like: if given, every leaf of params with this structure (arrays, or `jax.eval_shape` of
+            them) has its own schedules.
+
+    Returns:
+        A `core.ReversibleOptimizer`: `phi` is `{"learning_rate": f[T], "decay": f[T]}`, with `like`
+        trees of these. Its transformation is an ordinary one. It can be saved if there is no
+        `like`.
+
+    Raises:
+        ValueError: for a horizon below 1, a rate that is not positive, a decay outside (0, 1); from
+            `init` of the transformation, for params of another structure than `like`.
+
+    Reference:
+        Maclaurin, Duvenaud and Adams (2015), 'Gradient-based hyperparameter optimization through
+        reversible learning', algorithm 1, with the authors' 1 - γ before the gradient.
+
+    >>> opt = reversible_momentum(horizon=3, learning_rate=1.0, decay=0.5)
+    >>> tx = opt.bind(opt.init(jax.random.key(0)))
+    >>> state = tx.init(jnp.zeros(1))
+    >>> for _ in range(3):
+    ...     updates, state = tx.update(jnp.ones(1), state)
+    ...     print(updates)
+    [-0.5]
+    [-0.75]
+    [-0.875]
+    """
+    _checks.count("horizon", horizon)
+    _checks.positive("learning_rate", learning_rate)
+    _checks.positive("decay", decay)
+    if not decay < 1:
+        raise ValueError(f"decay must lie inside (0, 1), got {decay!r}")
+    arguments = {
+        "horizon": horizon,
+        "learning_rate": float(learning_rate),
+        "decay": float(decay),
+    }
+    structure = None if like is None else jax.tree.structure(like)
+    return ReversibleOptimizer(
+        init=closure(_init_phi, structure=structure, **arguments),
+        bind=closure(_bind, structure=structure),
+        spec=None if like is not None else Spec(name="reversible_momentum", arguments=arguments),
+        coefficients=closure(_coefficients, structure=structure),
+    )
+
+
+def _init_phi(key: Key, *, horizon: int, learning_rate: float, decay: float, structure: Any) -> Phi:
+    del key
+    free = {"learning_rate": np.log(learning_rate), "decay": np.log(decay / (1 - decay))}
+
+    def start(value: float) -> Any:
+        if structure is None:
+            return jnp.full(horizon, value)
+        leaves = [jnp.full(horizon, value) for _ in range(structure.num_leaves)]
+        return jax.tree.unflatten(structure, leaves)
+
+    return {name: start(value) for name, value in free.items()}
+
+
+def _coefficients(
+    phi: Phi, params: Params, times: Int[Array, "..."], *, structure: Any
+) -> tuple[Params, Params]:
+    """α and γ̂ for every leaf of the params, at these steps."""
+    leaves, present = jax.tree.flatten(params)
+    if structure is not None and present != structure:
+        raise ValueError(f"params must have the structure of like, {structure}, got {present}")
+
+    def at(schedules: Any, value: Any) -> Params:
+        columns = jax.tree.leaves(schedules)
+        columns = columns * len(leaves) if structure is None else columns
+        values = [value(column[jnp.minimum(times, column.size - 1)]) for column in columns]
+        return jax.tree.unflatten(present, values)
+
+    return at(phi["learning_rate"], jnp.exp), at(phi["decay"], _rounded)
+
+
+def _rounded(free: Float[Array, "..."]) -> Float[Array, "..."]:
+    decay = jax.nn.sigmoid(free)
+    numerator = jnp.clip(jnp.floor(decay * DENOMINATOR + 0.5), 1, DENOMINATOR)
+    # This way round the sum is exact.
+    return jax.lax.stop_gradient(numerator / DENOMINATOR) + (decay - jax.lax.stop_gradient(decay))
+
+
+def _bind(phi: Phi, *, structure: Any) -> CoordinatewiseTransformation:
+    return CoordinatewiseTransformation(
+        init=closure(_init, phi, structure=structure),
+        update=closure(_update, phi, structure=structure),
+    )
+
+
+def _init(phi: Phi, params: Params, *, structure: Any) -> ReversibleMomentumState:
+    count = jnp.zeros((), jnp.int32)
+    _coefficients(phi, params, count, structure=structure)
+    return ReversibleMomentumState(count, jax.tree.map(jnp.zeros_like, params))
+
+
+def _update(
+    phi: Phi,
+    updates: Params,
+    state: ReversibleMomentumState,
+    params: Params | None = None,
+    *,
+    structure: Any,
+) -> tuple[Params, ReversibleMomentumState]:
+    del params
+    rates, decays = _coefficients(phi, updates, state.count, structure=structure)
+
+    def accelerate(decay: Array, v: Array, g: Array) -> Array:
+        decay = decay.astype(v.dtype)
+        return decay * v - (1 - decay) * g
+
+    velocity = jax.tree.map(accelerate, decays, state.velocity, updates)
+    updates = jax.tree.map(lambda rate, v: rate.astype(v.dtype) * v, rates, velocity)
+    return updates, ReversibleMomentumState(optax.safe_increment(state.count), velocity)

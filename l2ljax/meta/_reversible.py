@@ -1,0 +1,381 @@
+"""The exact meta-gradient of momentum, by running it backwards: no state of a step is kept."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from l2ljax import _checks
+from l2ljax.core import (
+    Estimate,
+    Estimator,
+    Key,
+    LearnedOptimizer,
+    Phi,
+    ReversibleOptimizer,
+    Scalar,
+    Task,
+    closure,
+)
+from l2ljax.meta import _fixed_point as fixed
+from l2ljax.meta._episodes import Episode, batch_keys, begin
+from l2ljax.meta._horizons import horizons
+from l2ljax.meta._meta_loss import META_LOSSES, StepWeights, step_weight_table
+from l2ljax.meta._segments import EstimatorFactory, average
+
+_FAULTS = {
+    "irreversible": "the run backwards did not end at the params that it began with: the gradients "
+    "of the task's loss are not reproducible (the same params, problem and key must give the same "
+    "bits)",
+    "exhausted": "decays were learned that lose more bits than meta.reversible(min_decay=...) "
+    "makes room for; give it a smaller one",
+}
+"""Flags in `aux` that end a training, and what they mean."""
+
+
+def reversible(
+    *,
+    horizon: int = 100,
+    min_decay: float = 0.5,
+    step_weights: StepWeights | None = None,
+    meta_loss: str = "mean",
+    second_derivatives: bool = True,
+) -> EstimatorFactory:
+    r"""Reverse-mode differentiation of momentum along a trajectory that is run backwards.
+
+    From the last $\theta$ and $v$, each step is undone, bit for bit, and its adjoints follow:
+
+    $$\begin{aligned}
+    d\alpha_t &= d\theta^\top v_{t+1}, & dv &\mathrel{+}= \alpha_t\, d\theta, \\
+    \theta_t &= \theta_{t+1} - \alpha_t v_{t+1}, &
+    v_t &= (v_{t+1} + (1 - \gamma_t) \nabla_t) / \gamma_t, \\
+    d\gamma_t &= dv^\top (v_t + \nabla_t), &
+    d\theta &\mathrel{-}= (1 - \gamma_t) \nabla^2 f_t(\theta_t)\, dv, \qquad
+    dv \leftarrow \gamma_t\, dv .
+    \end{aligned}$$
+
+    The gradient is that of `meta.full`. Params and velocity are integers of 64 bits in units of
+    2⁻⁴⁸. What a product by γ loses, $\log_2(1/\gamma)$ bits a param and step, is kept in a buffer
+    and a stack; beyond it memory does not grow with the horizon. A step costs two gradients and a
+    product with the Hessian.
+
+    Args:
+        horizon: inner steps of an episode, T.
+        min_decay: the smallest γ that the stack has room for, in (0, 1]: T log₂(1/γ) bits a param.
+        step_weights: w₁ … w_T, finite, or a function of T; default: ones.
+        meta_loss: "mean", "log" or "log_improvement", see `meta.truncated`.
+        second_derivatives: whether the Hessian's product is there; default on, exact. Off, the
+            gradient is that of `meta.full(second_derivatives=False)`.
+
+    Returns:
+        A factory `(opt, task, batch=1) -> Estimator` for a `core.ReversibleOptimizer`, such as
+        `learned.reversible_momentum` makes. Its `aux` has `losses` and `step` as in
+        `meta.truncated`, and three flags, bool[]: `overflow`, a gradient, param or velocity of
+        2¹⁴ and more, or none at all; `irreversible`, θ₀ was not recovered; `exhausted`, a stack
+        was too small. With any of them loss and gradient are NaN; `meta.train` skips a meta-step
+        with the first as it does where runs diverge, and raises for the other two.
+
+    Raises:
+        ValueError: for a horizon below 1, a `min_decay` outside (0, 1], weights of another length,
+            or an unknown meta-loss.
+        TypeError: from the factory, for an optimizer that is not reversible.
+
+    Reference:
+        Maclaurin, Duvenaud and Adams (2015), 'Gradient-based hyperparameter optimization through
+        reversible learning', algorithms 2 and 3, as in the authors' code. A stack for the buffer
+        instead of integers of any length is ours.
+
+    >>> import l2ljax as l2l
+    >>> opt = l2l.learned.reversible_momentum(horizon=20, learning_rate=0.01)
+    >>> task, phi, key = l2l.tasks.quadratic(), opt.init(jax.random.key(0)), jax.random.key(1)
+    >>> for factory in (reversible(horizon=20), l2l.meta.full(horizon=20)):
+    ...     est = factory(opt, task)
+    ...     estimate, _ = est.estimate(phi, est.init(key, phi), key)
+    ...     print(f"{estimate.grad['learning_rate'][0]:.2f}")
+    -42.27
+    -42.27
+    """
+    _checks.count("horizon", horizon)
+    _checks.positive("min_decay", min_decay)
+    if not min_decay <= 1:
+        raise ValueError(f"min_decay must lie in (0, 1], got {min_decay!r}")
+    weights = step_weight_table(step_weights, horizons(horizon, horizon, None))
+    _checks.choice("meta_loss", meta_loss, META_LOSSES)
+    settings = {
+        "capacity": fixed.capacity(horizon, fixed.quantised(min_decay)),
+        "meta_loss": meta_loss,
+        "second_derivatives": second_derivatives,
+    }
+
+    def factory(
+        opt: LearnedOptimizer, task: Task, batch: int = 1, axis: str | None = None
+    ) -> Estimator:
+        if not isinstance(opt, ReversibleOptimizer):
+            raise TypeError(
+                "meta.reversible needs an optimizer that can be run backwards, such as "
+                f"learned.reversible_momentum(...), got {opt!r}"
+            )
+        _checks.count("batch", batch)
+        return Estimator(
+            init=closure(_init),
+            estimate=closure(_estimate, opt, task, weights, batch=batch, axis=axis, **settings),
+        )
+
+    return factory
+
+
+class _Point(NamedTuple):
+    """What a step sees at its params: the loss's gradient, the objective and its gradient."""
+
+    t: Int[Array, ""]
+    gradient: list[Array]
+    objective: Scalar
+    slopes: list[Array]
+
+
+class _Adjoints(NamedTuple):
+    """Derivatives of the meta-loss with respect to the present params and velocity."""
+
+    params: list[Array]
+    velocity: list[Array]
+
+
+_Moved = tuple[list[fixed.Exact], _Adjoints, list[Array], list[Array]]
+"""What a step leaves: the run, its adjoints, and dα and dγ of the step."""
+
+
+def _init(key: Key, phi: Phi) -> Int[Array, ""]:
+    # Every call is a whole episode: there is nothing to keep but a place for it.
+    del key, phi
+    return jnp.zeros((), jnp.int32)
+
+
+def _estimate(
+    opt: ReversibleOptimizer,
+    task: Task,
+    weights: Float[Array, " horizon"],
+    phi: Phi,
+    state: Int[Array, ""],
+    key: Key,
+    *,
+    batch: int,
+    axis: str | None,
+    capacity: int,
+    meta_loss: str,
+    second_derivatives: bool,
+) -> tuple[Estimate, Int[Array, ""]]:
+    episodes = jax.vmap(begin, in_axes=(None, 0))(task, batch_keys(key, batch, axis))
+    one = jax.tree.map(lambda leaf: leaf[0], episodes.params)
+    _checks.floating_leaves("params", one)
+    times = jnp.arange(weights.size, dtype=jnp.int32)
+    (rates, decays), pull = jax.vjp(lambda phi: opt.coefficients(phi, one, times), phi)
+    numerators = [
+        jnp.round(decay * fixed.DENOMINATOR).astype(jnp.int32) for decay in jax.tree.leaves(decays)
+    ]
+    coefficients = [
+        fixed.Coefficients(rate, decay, n, *fixed.spills(n))
+        for rate, decay, n in zip(
+            jax.tree.leaves(rates), jax.tree.leaves(decays), numerators, strict=True
+        )
+    ]
+    exhausted = jnp.any(jnp.array([leaf.spill.sum() > capacity for leaf in coefficients]))
+
+    def run(episode: Episode) -> tuple[Array, list[Array], list[Array], Array, Array]:
+        return _there_and_back(
+            coefficients,
+            task,
+            weights,
+            episode,
+            capacity=capacity,
+            meta_loss=meta_loss,
+            second_derivatives=second_derivatives,
+        )
+
+    losses, d_rates, d_decays, overflow, recovered = jax.vmap(run)(episodes)
+    measured = META_LOSSES[meta_loss](losses[:, 1:], losses[:, :1]).mean(axis=0)
+    loss = weights.astype(measured.dtype) @ measured
+    cotangents = (
+        jax.tree.unflatten(jax.tree.structure(one), [d.mean(axis=0) for d in columns])
+        for columns in (d_rates, d_decays)
+    )
+    (grad,) = pull(
+        jax.tree.map(lambda d, like: d.astype(like.dtype), tuple(cotangents), (rates, decays))
+    )
+    loss, grad, losses = average(axis, (loss, grad, losses[:, 1:].mean(axis=0)))
+    overflow = overflow.any()
+    flags = {
+        "overflow": overflow,
+        "irreversible": ~recovered.all() & ~overflow & ~exhausted,
+        "exhausted": exhausted,
+    }
+    if axis is not None:
+        flags = jax.tree.map(lambda flag: jax.lax.pmax(flag.astype(jnp.int32), axis) > 0, flags)
+    invalid = flags["overflow"] | flags["irreversible"] | flags["exhausted"]
+    loss, grad = jax.tree.map(lambda x: jnp.where(invalid, jnp.nan, x), (loss, grad))
+    aux = {"losses": losses, "step": jnp.zeros((), jnp.int32), **flags}
+    return Estimate(loss, grad, aux), state
+
+
+def _there_and_back(
+    coefficients: list[fixed.Coefficients],
+    task: Task,
+    weights: Float[Array, " horizon"],
+    episode: Episode,
+    *,
+    capacity: int,
+    meta_loss: str,
+    second_derivatives: bool,
+) -> tuple[Array, list[Array], list[Array], Bool[Array, ""], Bool[Array, ""]]:
+    """One episode: 2 T + 1 steps of one loop, T ahead, one to turn, T back.
+
+    Both ways are one loop because both must have the same gradients, to the bit: here they come
+    from the same instructions, and no compiler can order the sums of one way differently.
+
+    Returns:
+        The objective at θ₀ … θ_T; dα and dγ, lists over leaves of `[T]`; whether a number was too
+        large; and whether θ₀ was recovered.
+    """
+    horizon = weights.size
+    problem, start, loss_key = episode
+    leaves, structure = jax.tree.flatten(start)
+    dtypes = [leaf.dtype for leaf in leaves]
+    weights = jnp.concatenate([jnp.zeros(1, weights.dtype), weights])
+
+    def params_of(exact: list[fixed.Exact]) -> list[Array]:
+        return [
+            fixed.to_float(leaf.params, dtype) for leaf, dtype in zip(exact, dtypes, strict=True)
+        ]
+
+    def velocity_of(exact: list[fixed.Exact]) -> list[Array]:
+        return [
+            fixed.to_float(leaf.velocity, dtype) for leaf, dtype in zip(exact, dtypes, strict=True)
+        ]
+
+    def slopes(function: Any, values: list[Array], t: Array) -> tuple[Scalar, list[Array]]:
+        """The task's loss or objective at a step, and its gradient."""
+        key = jax.random.fold_in(loss_key, t)
+        params = jax.tree.unflatten(structure, values)
+        value, gradient = jax.value_and_grad(function)(params, problem, key)
+        return value, jax.tree.leaves(gradient)
+
+    def direct(at: _Point) -> list[Array]:
+        """The gradient of the meta-loss's term of this step."""
+        unit = jnp.ones((), at.objective.dtype)
+        factor = jax.grad(META_LOSSES[meta_loss])(at.objective, unit)
+        factor *= weights[at.t].astype(factor.dtype)
+        return [factor.astype(g.dtype) * g for g in at.slopes]
+
+    def ahead(
+        at: _Point, now: list[fixed.Coefficients], exact: list[fixed.Exact], adjoints: _Adjoints
+    ) -> _Moved:
+        exact = [fixed.ahead(*leaf) for leaf in zip(exact, now, at.gradient, strict=True)]
+        return exact, adjoints, nothing, nothing
+
+    def turn(
+        at: _Point, now: list[fixed.Coefficients], exact: list[fixed.Exact], adjoints: _Adjoints
+    ) -> _Moved:
+        return exact, adjoints._replace(params=direct(at)), nothing, nothing
+
+    def back(
+        at: _Point, now: list[fixed.Coefficients], exact: list[fixed.Exact], adjoints: _Adjoints
+    ) -> _Moved:
+        d_params, d_velocity = adjoints
+        d_rates = [_dot(d, v) for d, v in zip(d_params, velocity_of(exact), strict=True)]
+        d_velocity = [
+            dv + leaf.rate.astype(dv.dtype) * dw
+            for dv, leaf, dw in zip(d_velocity, now, d_params, strict=True)
+        ]
+        exact = [fixed.back(*leaf) for leaf in zip(exact, now, at.gradient, strict=True)]
+        d_decays = [
+            _dot(dv, v + g)
+            for dv, v, g in zip(d_velocity, velocity_of(exact), at.gradient, strict=True)
+        ]
+        if second_derivatives:
+            direction = [
+                -(1 - leaf.decay).astype(dv.dtype) * dv
+                for leaf, dv in zip(now, d_velocity, strict=True)
+            ]
+            _, bent = jax.jvp(
+                lambda values: slopes(task.loss, values, at.t)[1], (params_of(exact),), (direction,)
+            )
+            d_params = [dw + h for dw, h in zip(d_params, bent, strict=True)]
+        d_velocity = [
+            leaf.decay.astype(dv.dtype) * dv for leaf, dv in zip(now, d_velocity, strict=True)
+        ]
+        d_params = [dw + d for dw, d in zip(d_params, direct(at), strict=True)]
+        return exact, _Adjoints(d_params, d_velocity), d_rates, d_decays
+
+    def step(carry: tuple[list[fixed.Exact], Any, _Adjoints, Array], k: Array) -> tuple[Any, Any]:
+        exact, first, adjoints, overflow = carry
+        # Taken where it is in memory: computed again, θ₀ might be rounded otherwise.
+        first = jax.lax.cond(k == 0, lambda: [leaf.params for leaf in exact], lambda: first)
+        t = jnp.where(k <= horizon, k, 2 * horizon - k)
+        now = jax.tree.map(lambda column: column[jnp.minimum(t, horizon - 1)], coefficients)
+        # On the way back, too, the gradient is taken at the params before the step.
+        exact = jax.lax.cond(
+            k > horizon,
+            lambda: [fixed.params_before(*leaf) for leaf in zip(exact, now, strict=True)],
+            lambda: exact,
+        )
+        values = params_of(exact)
+        value, gradient = slopes(task.loss, values, t)
+        at = _Point(t, gradient, value, gradient)
+        if task.objective is not task.loss:
+            at = _Point(t, gradient, *slopes(task.objective, values, t))
+        overflow |= _too_large([*gradient, *values, *velocity_of(exact)])
+        way = (k >= horizon).astype(jnp.int32) + (k > horizon)
+        exact, adjoints, d_rates, d_decays = jax.lax.switch(
+            way, [ahead, turn, back], at, now, exact, adjoints
+        )
+        return (exact, first, adjoints, overflow), (at.objective, d_rates, d_decays)
+
+    exact = [fixed.start(leaf, capacity) for leaf in leaves]
+    adjoints = _Adjoints(*([jnp.zeros_like(leaf) for leaf in leaves] for _ in range(2)))
+    nothing = [jnp.zeros((), _wide(dtype)) for dtype in dtypes]
+    first = [leaf.velocity for leaf in exact]
+    (exact, first, _, overflow), (losses, d_rates, d_decays) = jax.lax.scan(
+        step,
+        (exact, first, adjoints, jnp.zeros((), bool)),
+        jnp.arange(2 * horizon + 1, dtype=jnp.int32),
+    )
+    recovered = [fixed.is_at_rest(*leaf) for leaf in zip(exact, first, strict=True)]
+
+    def in_order(rows: list[Array]) -> list[Array]:
+        return [row[:horizon:-1] for row in rows]
+
+    return (
+        losses[: horizon + 1],
+        in_order(d_rates),
+        in_order(d_decays),
+        overflow,
+        jnp.all(jnp.array(recovered)),
+    )
+
+
+def _too_large(values: list[Array]) -> Bool[Array, ""]:
+    """Whether any is of `LARGEST` and more, or NaN."""
+    fits = [jnp.all(jnp.abs(x) < fixed.LARGEST) for x in values]
+    return ~jnp.all(jnp.array(fits))
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _dot(a: Array, b: Array) -> Scalar:
+    dtype = _wide(a.dtype)
+    return jnp.vdot(a.astype(dtype), b.astype(dtype))
+
+
+def raise_faults(metrics: Mapping[str, np.ndarray]) -> None:
+    """Raises if a flag of `reversible` that more training would not lower stands in these rows.
+
+    Raises:
+        RuntimeError: with what the flag means.
+    """
+    for flag, meaning in _FAULTS.items():
+        if np.any(metrics.get(flag, False)):
+            raise RuntimeError(f"meta.reversible has no gradient: {meaning}")
