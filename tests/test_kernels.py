@@ -39,7 +39,9 @@ def assert_close(found, expected):
         np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("case", SIZES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(n, marks=[pytest.mark.slow] * (n != "the paper's")) for n in SIZES]
+)
 def test_values_and_gradients_are_those_of_the_network(case, monkeypatch):
     # Three tiles for two programs: one has two of them, and the last tile is not full.
     monkeypatch.setattr(kernels, "PROGRAMS", 2)

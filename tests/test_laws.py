@@ -11,13 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from methods_table import METHODS, SECOND_ORDER, VARIANTS
+from methods_table import ADAPTIVE, FIRST_ORDER, LEARNED, METHODS, VARIANTS
+
+# With the oldest dependencies laws are tested of these.
+FEW = [FIRST_ORDER[0], ADAPTIVE[0], LEARNED[0], *(m for m in ADAPTIVE if str(m) == "adam")]
 
 
 def each(methods):
-    """A test for each of these rows; with the oldest dependencies only the quick ones of a kind."""
-    slow = [*SECOND_ORDER, *VARIANTS]
-    rows = [pytest.param(m, marks=[pytest.mark.slow] * (m in slow)) for m in methods]
+    """A test for each of these rows."""
+    rows = [pytest.param(m, marks=[pytest.mark.slow] * (m not in FEW)) for m in methods]
     return pytest.mark.parametrize("method", rows, ids=str)
 
 

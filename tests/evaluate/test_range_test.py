@@ -74,7 +74,11 @@ def test_rates_are_geometric_on_request():
 
 
 @pytest.mark.parametrize(
-    ("factory", "highest"), [(classic.gradient_descent, 100.0), (classic.adam, 10.0)]
+    ("factory", "highest"),
+    [
+        (classic.gradient_descent, 100.0),
+        pytest.param(classic.adam, 10.0, marks=pytest.mark.slow),
+    ],
 )
 def test_digits_are_learned_between_the_bounds(factory, highest):
     task = mlp_classifier(digits(), batch_size=32)

@@ -61,7 +61,7 @@ def test_the_exact_ones_are_exact(factory, horizon):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("meta_loss", ["mean", "log_improvement"])
-@pytest.mark.parametrize("second_derivatives", [True, False])
+@pytest.mark.parametrize("second_derivatives", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_exact_ones_agree_for_a_network(second_derivatives, meta_loss):
     opt, task = learned.lstm((3,)), tasks.quadratic(2)
     phi = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), opt.init(KEY))

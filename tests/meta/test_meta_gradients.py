@@ -58,7 +58,9 @@ CASES = {
 
 
 def cases(*names):
-    return pytest.mark.parametrize("case", names)
+    """The first is tested with the oldest dependencies, too."""
+    slow = [pytest.param(name, marks=pytest.mark.slow) for name in names[1:]]
+    return pytest.mark.parametrize("case", [names[0], *slow])
 
 
 def prepare(case):

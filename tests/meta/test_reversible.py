@@ -155,6 +155,7 @@ def digits():
     return tasks.mlp_classifier(tasks.digits(), (8,), "tanh", batch_size=16)
 
 
+@pytest.mark.slow
 def test_in_float32_the_gradient_of_a_network_is_that_of_full():
     opt, phi = schedules(100, rate=0.2)
     found = result(meta.reversible(horizon=100), opt, phi, digits())
@@ -174,7 +175,7 @@ def test_a_network_comes_back_to_the_bit(horizon):
     assert found.aux["losses"][-100:].mean() < 0.5
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_halves_come_back_too(dtype):
     narrow = Task(
         WELLS.sample,
