@@ -81,7 +81,9 @@ def test_a_job_that_lost_a_process_goes_on_from_its_checkpoint_to_the_weights_of
     folder, words = tmp_path / "two", ["--steps", 20, "--out"]
     job = start(*SETTINGS, *words, folder, second=HANGS)
     # Checkpoints that are being written have longer names.
+    deadline = time.monotonic() + 300
     while not any(path.name.isdigit() for path in folder.glob("checkpoints/*")):
+        assert time.monotonic() < deadline
         assert [process.poll() for process in job] == [None, None], job[1].communicate()[0]
         time.sleep(0.1)
     for process in job:
@@ -97,9 +99,10 @@ def test_a_job_that_lost_a_process_goes_on_from_its_checkpoint_to_the_weights_of
     histories = [np.load(path / "history.npz")["loss"] for path in (folder, tmp_path / "one")]
     assert len(histories[0]) == len(histories[1]) == 20
     np.testing.assert_allclose(histories[0][:5], histories[1][:5], rtol=1e-5)
+    np.testing.assert_allclose(*histories, rtol=1e-4)
     weights = [jax.tree.leaves(learned.restore(path)[1]) for path in (folder, tmp_path / "one")]
     for a, b in zip(*weights, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
