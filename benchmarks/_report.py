@@ -6,14 +6,15 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 import l2ljax
-from l2ljax import evaluate
+from l2ljax import checkpoint, evaluate
+from l2ljax.core import Task
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -52,20 +53,30 @@ def outcome(ratio: float, floor: float, aim: float) -> str:
 
 
 def kept_tuning(
-    file: pathlib.Path, tune: Callable[[], evaluate.Tuning]
+    file: pathlib.Path, tunable: evaluate.Tunable, task: Task, *, key: jax.Array, **settings: Any
 ) -> tuple[evaluate.Tuning, float]:
-    """A tuning and its seconds, from the file where an earlier run has left it."""
+    """What `evaluate.tune` finds, and its seconds; from the file where an earlier run left it.
+
+    Raises:
+        ValueError: for a file that was left with another grid or other settings.
+    """
+    grid = tunable.grid if isinstance(tunable.grid, Mapping) else {"": tunable.grid}
+    asked = settings | {"grid": {name: np.asarray(row).tolist() for name, row in grid.items()}}
     if not file.exists():
         start = time.perf_counter()
-        tuning = tune()
-        # JSON has no infinities: a score that is None was one.
-        scores = [score if np.isfinite(score) else None for score in tuning.scores.tolist()]
-        points = {name: column.tolist() for name, column in tuning.points.items()}
-        seconds = time.perf_counter() - start
-        kept = {"points": points, "scores": scores, "on_edge": tuning.on_edge, "seconds": seconds}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(kept, allow_nan=False) + "\n")
+        tuning = evaluate.tune(tunable.factory, task, tunable.grid, key=key, **settings)
+        kept = {
+            "settings": asked,
+            "points": {name: column.tolist() for name, column in tuning.points.items()},
+            # JSON has no infinities: a score that is None was one.
+            "scores": [score if np.isfinite(score) else None for score in tuning.scores.tolist()],
+            "on_edge": tuning.on_edge,
+            "seconds": time.perf_counter() - start,
+        }
+        checkpoint.write_file(file, json.dumps(kept, allow_nan=False) + "\n")
     kept = json.loads(file.read_text())
+    if kept["settings"] != asked:
+        raise ValueError(f"{file} was tuned with {kept['settings']}, not {asked}; remove it")
     points = {name: np.array(column) for name, column in kept["points"].items()}
     scores = np.array([np.inf if score is None else score for score in kept["scores"]])
     best = int(np.argmin(scores))

@@ -3,10 +3,10 @@
     python benchmarks/memory.py            # from the compiled programs: minutes
     python benchmarks/memory.py --run      # and 10,000 steps of `full`, run, with their peak
 
-Above: momentum with a rate and a decay for each step (`learned.reversible_momentum`, γ = 0.9) on an
-MLP 784-25-10 with 19,885 params. *scan + grad* is reverse mode through a plain `jax.lax.scan`;
+Momentum has a rate and a decay for each step (`learned.reversible_momentum`, γ = 0.9), on an MLP
+784-25-10 with 19,885 params. *scan + grad* is reverse mode through a plain `jax.lax.scan`;
 `truncated` over the whole episode keeps every state and computes the update again; `full` keeps √T
-of them; `reversible` keeps none. Below: the paper's LSTM (2x20) on an MLP 784-20-10 with 15,910.
+of them; `reversible` keeps none. LSTM is the paper's (2x20), on an MLP 784-20-10 with 15,910.
 Bytes are the compiler's count of temporary buffers (`memory_analysis().temp_size_in_bytes`); the
 peak is the process's, JAX and data set included.
 """

@@ -1,6 +1,7 @@
 """The suites of `benchmarks/paper`: that they build, are learnable and are judged as they say."""
 
 import importlib
+import dataclasses
 import json
 import pathlib
 import sys
@@ -234,6 +235,10 @@ def test_a_row_has_the_ratio_of_means_and_counts_what_is_not_learned(tmp_path, m
     assert (falling["diverged"], rising["diverged"]) == (0, 2)
     assert (nothing["diverged"], nothing["general"], nothing["ratio"]) == (2, None, None)
     assert "inf [inf, inf]" in general.line("parabola", nothing)
+    # What was tuned for another task is not taken for this one.
+    longer = dataclasses.replace(SMALL["parabola"], steps=5)
+    with pytest.raises(ValueError, match=r"parabola\.json was tuned with .* remove it"):
+        general.measure(optax.sgd(0.1), "parabola", longer, None)
     assert "diverged on 2 of 2" in general.line("parabola", nothing)
 
 

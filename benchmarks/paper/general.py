@@ -38,7 +38,7 @@ import _report
 
 FLOOR = 1.05
 AIM = 0.9
-RATES = np.geomspace(1e-4, 1.0, 11)
+ADAM = evaluate.Tunable(classic.adam, np.geomspace(1e-4, 1.0, 11))
 KEPT = pathlib.Path("runs") / "held-out"
 KEY = jax.random.key(2_000_000)
 # Adam is tuned on other problems than it is compared on.
@@ -49,15 +49,12 @@ def tuned_adam(name: str, held_out: HeldOut, task: Task) -> tuple[evaluate.Tunin
     """Adam's tuning on a task, and the seconds that it took."""
     return _report.kept_tuning(
         KEPT / "adam" / f"{name}.json",
-        lambda: evaluate.tune(
-            classic.adam,
-            task,
-            RATES,
-            key=TUNING_KEY,
-            steps=held_out.steps,
-            problems=held_out.tuning_problems,
-            window=held_out.window,
-        ),
+        ADAM,
+        task,
+        key=TUNING_KEY,
+        steps=held_out.steps,
+        problems=held_out.tuning_problems,
+        window=held_out.window,
     )
 
 
@@ -69,7 +66,7 @@ def measure(
     tuning, seconds = tuned_adam(name, held_out, task)
     start = time.perf_counter()
     comparison = evaluate.compare(
-        {"general": tx, "Adam": evaluate.Tunable(classic.adam, RATES)},
+        {"general": tx, "Adam": ADAM},
         task,
         key=KEY,
         steps=held_out.steps,

@@ -16,7 +16,6 @@ or whose weights are new, goes on from there.
 """
 
 import argparse
-import functools
 import json
 import pathlib
 import sys
@@ -73,17 +72,13 @@ def tune(name: str, panel: Panel, task: Task) -> tuple[dict[str, evaluate.Tuning
     for baseline, tunable in tqdm(baselines(panel).items(), desc="tuning", unit="optimizer"):
         tunings[baseline], seconds = _report.kept_tuning(
             KEPT / name / f"{baseline}.json",
-            functools.partial(
-                evaluate.tune,
-                tunable.factory,
-                task,
-                tunable.grid,
-                key=TUNING_KEY,
-                steps=panel.steps,
-                problems=panel.tuning_problems,
-                window=panel.window,
-                at_once=1 if panel.costly else None,
-            ),
+            tunable,
+            task,
+            key=TUNING_KEY,
+            steps=panel.steps,
+            problems=panel.tuning_problems,
+            window=panel.window,
+            at_once=1 if panel.costly else None,
         )
         total += seconds
     return tunings, total

@@ -9,7 +9,6 @@ there into the package.
 
 import argparse
 import dataclasses
-import functools
 import pathlib
 import shlex
 import sys
@@ -87,12 +86,6 @@ def whole_episodes(horizon: int = 100, power: float = 2.0) -> meta.EstimatorFact
     return meta.truncated(horizon=horizon, truncation=horizon, step_weights=weights)
 
 
-def _robustness(
-    opt: LearnedOptimizer, families: list[Task], key: jax.Array
-) -> Callable[[Phi], Any]:
-    return meta.validation(opt, families, key=key, problems=8)
-
-
 def robust_mnist(data_dir: str | None) -> Recipe:
     opt = learned.adaptive_lstm(b1=(0.9, 0.99))
     base = tasks.load("mnist", data_dir).train
@@ -101,21 +94,23 @@ def robust_mnist(data_dir: str | None) -> Recipe:
     # as if all params together were three times as large.
     second = tasks.augment(base, coordinate=1.0, leaf=1.5, loss=1.0)
     third = tasks.augment(base, coordinate=1.0, leaf=1.0, params=1.5)
+
+    def robust(steps: int, rate: float, scaled: Task) -> Part:
+        return Part(
+            steps,
+            rate,
+            whole_episodes(),
+            task=scaled,
+            validate=lambda key: meta.validation(opt, [base, scaled], key=key, problems=8),
+        )
+
     return Recipe(
         opt=opt,
         task=tasks.augment(base, coordinate=1.0),
         parts=[
             Part(1800, 3e-3, whole_episodes()),
-            *(
-                Part(
-                    steps,
-                    rate,
-                    whole_episodes(),
-                    task=scaled,
-                    validate=functools.partial(_robustness, opt, [base, scaled]),
-                )
-                for steps, rate, scaled in [(400, 1.5e-3, second), (500, 1e-3, third)]
-            ),
+            robust(400, 1.5e-3, second),
+            robust(500, 1e-3, third),
         ],
         validate=lambda key: meta.validation(opt, base, key=key, problems=16),
         trained_on="MNIST, 784-20-10 sigmoid MLP, 100 steps, random scales of its params",
