@@ -1,7 +1,7 @@
 """The suites of `benchmarks/paper`: that they build, are learnable and are judged as they say."""
 
-import importlib
 import dataclasses
+import importlib
 import json
 import pathlib
 import sys
