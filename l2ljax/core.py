@@ -13,7 +13,7 @@ settings share one compiled program.
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import optax
@@ -205,7 +205,10 @@ class ReversibleOptimizer(LearnedOptimizer):
         coefficients: `coefficients(phi, params, times) -> (rates, decays)`, trees like params
             with α and γ at these steps in every leaf; decays are multiples of 2⁻¹⁶, at most 1.
         spec: as in `LearnedOptimizer`.
+        DECAY_UNITS: 2¹⁶.
     """
+
+    DECAY_UNITS: ClassVar[int] = 2**16
 
     coefficients: Callable[[Phi, Params, Array], tuple[Params, Params]] = None  # type: ignore
 

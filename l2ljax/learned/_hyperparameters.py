@@ -1,6 +1,6 @@
 """The hyperparameters of a hand-designed method as meta-parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -88,10 +88,7 @@ def hyperparameters(
         name = factory.__name__
     if not values:
         raise ValueError("values must name at least one hyperparameter to learn, got none")
-    for argument, value in values.items():
-        _checks.positive(argument, value)
-        if argument in FRACTIONS and not value < 1:
-            raise ValueError(f"{argument} must lie inside (0, 1), got {value!r}")
+    check_values(values)
     if horizon is not None:
         _checks.count("horizon", horizon)
     if not callable(factory):
@@ -103,7 +100,7 @@ def hyperparameters(
     structure = None if like is None else jax.tree.structure(like)
     return LearnedOptimizer(
         init=closure(
-            _init_phi,
+            init_phi,
             values=tuple((k, float(v)) for k, v in values.items()),
             horizon=horizon,
             structure=structure,
@@ -115,9 +112,18 @@ def hyperparameters(
     )
 
 
-def _init_phi(
+def check_values(values: Mapping[str, float]) -> None:
+    """Requires positive values, below one where that is what they are."""
+    for argument, value in values.items():
+        _checks.positive(argument, value)
+        if argument in FRACTIONS and not value < 1:
+            raise ValueError(f"{argument} must lie inside (0, 1), got {value!r}")
+
+
+def init_phi(
     key: Key, *, values: tuple[tuple[str, float], ...], horizon: int | None, structure: Any
 ) -> Phi:
+    """Logs and logits of values by name: a number, one for each step, or a tree of these."""
     del key
     shape = () if horizon is None else (horizon,)
 

@@ -4,22 +4,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks
 from l2ljax.core import (
     CoordinatewiseTransformation,
-    Key,
     Params,
     Phi,
     ReversibleOptimizer,
     Spec,
     closure,
 )
+from l2ljax.learned._hyperparameters import check_values, init_phi
 
-DENOMINATOR = 2**16
+UNITS = ReversibleOptimizer.DECAY_UNITS
 
 
 class ReversibleMomentumState(NamedTuple):
@@ -81,35 +80,17 @@ def reversible_momentum(
     [-0.875]
     """
     _checks.count("horizon", horizon)
-    _checks.positive("learning_rate", learning_rate)
-    _checks.positive("decay", decay)
-    if not decay < 1:
-        raise ValueError(f"decay must lie inside (0, 1), got {decay!r}")
-    arguments = {
-        "horizon": horizon,
-        "learning_rate": float(learning_rate),
-        "decay": float(decay),
-    }
+    check_values({"learning_rate": learning_rate, "decay": decay})
+    values = {"learning_rate": float(learning_rate), "decay": float(decay)}
     structure = None if like is None else jax.tree.structure(like)
     return ReversibleOptimizer(
-        init=closure(_init_phi, structure=structure, **arguments),
+        init=closure(init_phi, values=tuple(values.items()), horizon=horizon, structure=structure),
         bind=closure(_bind, structure=structure),
-        spec=None if like is not None else Spec(name="reversible_momentum", arguments=arguments),
+        spec=None
+        if like is not None
+        else Spec(name="reversible_momentum", arguments={"horizon": horizon, **values}),
         coefficients=closure(_coefficients, structure=structure),
     )
-
-
-def _init_phi(key: Key, *, horizon: int, learning_rate: float, decay: float, structure: Any) -> Phi:
-    del key
-    free = {"learning_rate": np.log(learning_rate), "decay": np.log(decay / (1 - decay))}
-
-    def start(value: float) -> Any:
-        if structure is None:
-            return jnp.full(horizon, value)
-        leaves = [jnp.full(horizon, value) for _ in range(structure.num_leaves)]
-        return jax.tree.unflatten(structure, leaves)
-
-    return {name: start(value) for name, value in free.items()}
 
 
 def _coefficients(
@@ -131,9 +112,9 @@ def _coefficients(
 
 def _rounded(free: Float[Array, "..."]) -> Float[Array, "..."]:
     decay = jax.nn.sigmoid(free)
-    numerator = jnp.clip(jnp.floor(decay * DENOMINATOR + 0.5), 1, DENOMINATOR)
+    numerator = jnp.clip(jnp.floor(decay * UNITS + 0.5), 1, UNITS)
     # This way round the sum is exact.
-    return jax.lax.stop_gradient(numerator / DENOMINATOR) + (decay - jax.lax.stop_gradient(decay))
+    return jax.lax.stop_gradient(numerator / UNITS) + (decay - jax.lax.stop_gradient(decay))
 
 
 def _bind(phi: Phi, *, structure: Any) -> CoordinatewiseTransformation:

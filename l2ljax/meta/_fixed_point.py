@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from l2ljax.core import ReversibleOptimizer
+
 FRACTION = 48
-DECAY_BITS = 16
-DENOMINATOR = 2**DECAY_BITS
+DENOMINATOR = ReversibleOptimizer.DECAY_UNITS
+DECAY_BITS = DENOMINATOR.bit_length() - 1
 LARGEST = 2.0 ** (62 - FRACTION)
 """Numbers of this size and above overflow."""
 

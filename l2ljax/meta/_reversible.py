@@ -1,6 +1,6 @@
 """The exact meta-gradient of momentum, by running it backwards: no state of a step is kept."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -244,15 +244,14 @@ def _there_and_back(
     dtypes = [leaf.dtype for leaf in leaves]
     weights = jnp.concatenate([jnp.zeros(1, weights.dtype), weights])
 
+    def floats(values: Iterable[fixed.Fixed]) -> list[Array]:
+        return [fixed.to_float(x, dtype) for x, dtype in zip(values, dtypes, strict=True)]
+
     def params_of(exact: list[fixed.Exact]) -> list[Array]:
-        return [
-            fixed.to_float(leaf.params, dtype) for leaf, dtype in zip(exact, dtypes, strict=True)
-        ]
+        return floats(leaf.params for leaf in exact)
 
     def velocity_of(exact: list[fixed.Exact]) -> list[Array]:
-        return [
-            fixed.to_float(leaf.velocity, dtype) for leaf, dtype in zip(exact, dtypes, strict=True)
-        ]
+        return floats(leaf.velocity for leaf in exact)
 
     def slopes(function: Any, values: list[Array], t: Array) -> tuple[Scalar, list[Array]]:
         """The task's loss or objective at a step, and its gradient."""
