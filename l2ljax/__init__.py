@@ -1,22 +1,24 @@
 """Optimizers for JAX, hand-designed and learned, each an optax transformation.
 
-The rooms: `classic` methods, `tasks` to optimize, `learned` optimizers, `meta`-training, and
-`evaluate` for honest comparison.
+The rooms: `classic` methods, `tasks` to optimize, `learned` optimizers, `meta`-training,
+`evaluate` for honest comparison, and `hyper` for metaparameters.
 """
 
 __version__ = "0.1.0"
 
-from l2ljax import classic, evaluate, learned, meta, tasks
-from l2ljax.core import Estimate, Estimator, LearnedOptimizer, Task
+from l2ljax import classic, evaluate, hyper, learned, meta, tasks
+from l2ljax.core import Estimate, Estimator, LearnedOptimizer, LearnedTask, Task
 
 __all__ = [
     "Estimate",
     "Estimator",
     "LearnedOptimizer",
+    "LearnedTask",
     "Task",
     "__version__",
     "classic",
     "evaluate",
+    "hyper",
     "learned",
     "meta",
     "tasks",

@@ -152,6 +152,37 @@ jax.tree_util.register_pytree_node(
 )
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LearnedTask:
+    """A function from metaparameters ψ to a task: penalties, initial scales, data.
+
+    Attributes:
+        init: `init(key) -> psi`, draws the first ψ.
+        bind: `bind(psi) -> Task`; `jax.grad` through `bind` is a hypergradient.
+
+    An L2 penalty that can be learned; the objective stays without it:
+
+    >>> import jax.numpy as jnp
+    >>> def penalised(psi):
+    ...     def objective(params, problem, key):
+    ...         return jnp.sum((params - 1.0) ** 2)
+    ...     def loss(params, problem, key):
+    ...         return objective(params, problem, key) + jnp.exp(psi) * jnp.sum(params**2)
+    ...     return Task(lambda key: (), lambda key, problem: jnp.zeros(2), loss, objective)
+    >>> learned = LearnedTask(init=lambda key: jnp.zeros(()), bind=penalised)
+    >>> task = learned.bind(learned.init(jax.random.key(0)))
+    >>> float(task.loss(jnp.ones(2), (), None)), float(task.objective(jnp.ones(2), (), None))
+    (2.0, 0.0)
+    """
+
+    init: Callable[[Key], PyTree]
+    bind: Callable[[PyTree], Task]
+
+    def __post_init__(self) -> None:
+        _wrap_callables(self, "init", "bind")
+
+
 class Spec(dict[str, Any]):
     """What rebuilds a learned optimizer: `{"name": ..., "arguments": {...}}` of plain JSON values.
 

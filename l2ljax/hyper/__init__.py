@@ -1,0 +1,3 @@
+"""Metaparameters: search, implicit hypergradients, hypernetworks."""
+
+__all__: list[str] = []
