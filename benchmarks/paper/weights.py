@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from l2ljax import learned, meta, networks, tasks
+from l2ljax import classic, learned, meta, networks, tasks
 from l2ljax.cli._run import Run, Saver
 from l2ljax.core import LearnedOptimizer, Phi, Task
 
@@ -94,6 +94,9 @@ def robust_mnist(data_dir: str | None) -> Recipe:
     # as if all params together were three times as large.
     second = tasks.augment(base, coordinate=1.0, leaf=1.5, loss=1.0)
     third = tasks.augment(base, coordinate=1.0, leaf=1.0, params=1.5)
+    # Late training, for runs much longer than any episode.
+    late = tasks.warm_start(base, classic.nesterov(1.0), steps=1800)
+    late = tasks.augment(late, coordinate=1.0, leaf=1.0, params=1.5)
 
     def robust(steps: int, rate: float, scaled: Task) -> Part:
         return Part(
@@ -111,6 +114,17 @@ def robust_mnist(data_dir: str | None) -> Recipe:
             Part(1800, 3e-3, whole_episodes()),
             robust(400, 1.5e-3, second),
             robust(500, 1e-3, third),
+            Part(
+                300,
+                1e-3,
+                meta.mixture(
+                    [whole_episodes(), whole_episodes(200)], weights=[2, 1], normalize="gradient"
+                ),
+                task=[third, late],
+                validate=lambda key: meta.validation(
+                    opt, [base, third, late], key=key, horizon=(100, 100, 200), problems=8
+                ),
+            ),
         ],
         validate=lambda key: meta.validation(opt, base, key=key, problems=16),
         trained_on="MNIST, 784-20-10 sigmoid MLP, 100 steps, random scales of its params",

@@ -12,6 +12,7 @@ from l2ljax.tasks._mnist import mnist
 from l2ljax.tasks._neural_art import neural_art, sample_art
 from l2ljax.tasks._quadratic import quadratic
 from l2ljax.tasks._supervised import cross_entropy, squared_error, supervised
+from l2ljax.tasks._warm_start import warm_start
 
 __all__ = [
     "CATALOGUE",
@@ -38,4 +39,5 @@ __all__ = [
     "squared_error",
     "supervised",
     "vgg_features",
+    "warm_start",
 ]
