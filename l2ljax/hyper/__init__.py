@@ -6,6 +6,7 @@ from l2ljax.hyper._acquisitions import (
     lower_confidence_bound,
     probability_of_improvement,
 )
+from l2ljax.hyper._bayesian import bayesian
 from l2ljax.hyper._best_response import BestResponse, response_task, tune_global, tune_local
 from l2ljax.hyper._complexity import WeightPosterior, complexity_control, prune
 from l2ljax.hyper._hypernetwork import (
@@ -23,30 +24,51 @@ from l2ljax.hyper._implicit import (
     neumann,
     tune_implicit,
 )
+from l2ljax.hyper._methods import Method, grid, quasi_random, random
+from l2ljax.hyper._objective import objective
+from l2ljax.hyper._optuna import optuna
 from l2ljax.hyper._propose import propose
+from l2ljax.hyper._search import search
+from l2ljax.hyper._search_result import ExpectedBest, SearchResult
+from l2ljax.hyper._space import Axis, choice, integer, log_uniform, uniform
 
 __all__ = [
     "Alternation",
+    "Axis",
     "BestResponse",
+    "ExpectedBest",
     "Hypernetwork",
+    "Method",
+    "SearchResult",
     "WeightPosterior",
+    "bayesian",
+    "choice",
     "complexity_control",
     "conjugate_gradients",
     "expected_improvement",
     "gaussian_process",
     "generated",
+    "grid",
     "implicit_gradient",
+    "integer",
     "interpolating_hypernetwork",
+    "log_uniform",
     "lower_confidence_bound",
     "mlp_hypernetwork",
     "neumann",
+    "objective",
+    "optuna",
     "probability_of_improvement",
     "propose",
     "prune",
+    "quasi_random",
+    "random",
     "response_task",
+    "search",
     "self_tuning_hypernetwork",
     "static_hypernetwork",
     "tune_global",
     "tune_implicit",
     "tune_local",
+    "uniform",
 ]

@@ -1,0 +1,232 @@
+"""Spaces of settings: what may be chosen, and where in the unit cube it lies.
+
+Every method of search works in the unit cube, an axis a setting; here points of it become settings
+and back.
+"""
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from l2ljax import _checks
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """What one setting may be; made by `uniform`, `log_uniform`, `integer` and `choice`.
+
+    Attributes:
+        kind: the name of the function that made it.
+        low: the smallest number.
+        high: the largest.
+        options: those of a choice; their places are numbers from 0.
+        static: whether an objective gets a Python value, that shapes may depend on, instead of an
+            array.
+    """
+
+    kind: str
+    low: float
+    high: float
+    options: tuple[Hashable, ...] = ()
+    static: bool = False
+
+    @property
+    def size(self) -> int | None:
+        """How many values there are; None for a range of real numbers."""
+        return int(self.high - self.low) + 1 if self.kind in ("integer", "choice") else None
+
+    def at(self, units: np.ndarray) -> np.ndarray:
+        """The numbers at places in [0, 1]; those of whole numbers fill equal parts of it."""
+        if self.size is not None:
+            steps = np.minimum(np.floor(units * self.size), self.size - 1)
+            return (self.low + steps).astype(np.int64)
+        if self.kind == "log_uniform":
+            numbers = np.exp(np.log(self.low) + units * np.log(self.high / self.low))
+        else:
+            numbers = self.low + units * (self.high - self.low)
+        # Rounding may lead out.
+        return np.clip(numbers, self.low, self.high)
+
+    def unit(self, numbers: np.ndarray) -> np.ndarray:
+        """Where in [0, 1] numbers lie, whole ones in the middle of their part."""
+        if self.size is not None:
+            return (numbers - self.low + 0.5) / self.size
+        if self.kind == "log_uniform":
+            return np.log(numbers / self.low) / np.log(self.high / self.low)
+        return (numbers - self.low) / (self.high - self.low)
+
+    def values(self, numbers: np.ndarray) -> np.ndarray:
+        """Settings, as a user sees them: numbers, or options."""
+        if self.kind != "choice":
+            return numbers
+        column = np.empty(len(numbers), object)
+        column[:] = [self.options[i] for i in numbers]
+        return column
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values that are others for another axis."""
+        description = {"kind": self.kind, "static": self.static}
+        if self.kind == "choice":
+            return description | {"options": [_label(option) for option in self.options]}
+        return description | {"low": self.low, "high": self.high}
+
+
+Space = Mapping[str, Axis]
+
+
+def uniform(low: float, high: float) -> Axis:
+    """A real number, each as probable as another.
+
+    Args:
+        low: the smallest.
+        high: the largest.
+
+    Returns:
+        An axis of a space; the objective gets a floating-point array, f[].
+
+    Raises:
+        ValueError: for bounds that are not finite or not in this order.
+
+    >>> uniform(-1, 1).at(np.array([0.0, 0.5, 1.0]))
+    array([-1.,  0.,  1.])
+    """
+    _checks.finite("low", low)
+    _checks.finite("high", high)
+    _require_order(low, high)
+    return Axis("uniform", float(low), float(high))
+
+
+def log_uniform(low: float, high: float) -> Axis:
+    """A positive number whose logarithm is as probable as another: rates, penalties.
+
+    Args:
+        low: the smallest, above zero.
+        high: the largest.
+
+    Returns:
+        An axis of a space; the objective gets a floating-point array, f[].
+
+    Raises:
+        ValueError: for bounds that are not positive or not in this order.
+
+    >>> log_uniform(1e-4, 1.0).at(np.array([0.0, 0.5, 1.0]))
+    array([1.e-04, 1.e-02, 1.e+00])
+    """
+    _checks.positive("low", low)
+    _checks.positive("high", high)
+    _require_order(low, high)
+    return Axis("log_uniform", float(low), float(high))
+
+
+def integer(low: int, high: int, *, static: bool = False) -> Axis:
+    """A whole number, each as probable as another.
+
+    Args:
+        low: the smallest.
+        high: the largest; it is included.
+        static: whether shapes depend on it, as on a width: the objective then gets an `int`, and
+            is compiled for each one. Otherwise it gets an array, i[].
+
+    Returns:
+        An axis of a space.
+
+    Raises:
+        ValueError: for bounds that are not whole numbers or not in this order.
+
+    >>> integer(1, 4).at(np.array([0.0, 0.3, 0.5, 1.0]))
+    array([1, 2, 3, 4])
+    """
+    for name, value in [("low", low), ("high", high)]:
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
+    _require_order(low, high)
+    return Axis("integer", int(low), int(high), static=bool(static))
+
+
+def choice(*options: Hashable) -> Axis:
+    """One of several values, in no order: an activation, a structure, a method.
+
+    Args:
+        *options: what there is to choose from; hashable and different from each other.
+
+    Returns:
+        An axis of a space; the objective gets the option itself, and is compiled for each.
+
+    Raises:
+        ValueError: for no options, equal ones, or ones that are not hashable.
+
+    >>> choice("relu", "tanh").values(np.array([1, 0, 1])).tolist()
+    ['tanh', 'relu', 'tanh']
+    """
+    if not options:
+        raise ValueError("options must have at least one entry, got none")
+    for option in options:
+        if not isinstance(option, Hashable):
+            raise ValueError(f"options must be hashable, got {option!r}")
+    if len({_label(option) for option in options}) < len(options):
+        raise ValueError(f"options must differ from each other, got {options!r}")
+    return Axis("choice", 0, len(options) - 1, tuple(options), static=True)
+
+
+def _require_order(low: float, high: float) -> None:
+    if not low < high:
+        raise ValueError(f"high must be above low={low!r}, got {high!r}")
+
+
+def _label(option: Hashable) -> str:
+    """What an option is called, the same in every process."""
+    if callable(option) and hasattr(option, "__qualname__"):
+        return f"{option.__module__}.{option.__qualname__}"
+    return repr(option)
+
+
+def require_space(space: Any) -> None:
+    """Requires settings with a name each, all of them made by the functions of this file."""
+    if not isinstance(space, Mapping) or not space:
+        raise ValueError(f"space must be a mapping with at least one setting, got {space!r}")
+    for name, axis in space.items():
+        if not isinstance(axis, Axis):
+            raise ValueError(
+                f"space[{name!r}] must be made by uniform, log_uniform, integer or choice, "
+                f"got {axis!r}"
+            )
+
+
+def numbers_at(space: Space, units: Float[np.ndarray, "n dim"]) -> dict[str, np.ndarray]:
+    """The numbers at points of the unit cube, a column for each setting."""
+    return {name: axis.at(units[:, i]) for i, (name, axis) in enumerate(space.items())}
+
+
+def units_of(space: Space, numbers: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n dim"]:
+    """Where in the unit cube numbers lie."""
+    return np.stack([axis.unit(numbers[name]) for name, axis in space.items()], axis=1)
+
+
+def embed(
+    units: Float[Array, "n dim"], *, sizes: tuple[int | None, ...], choices: tuple[bool, ...]
+) -> Float[Array, "n features"]:
+    """Points of the cube as a model of the objective should see them.
+
+    Whole numbers are rounded, as the objective sees them. An option of a choice is an axis of its
+    own, and all options are equally far apart, by one.
+
+    Args:
+        units: the points.
+        sizes: of each axis, `Axis.size`.
+        choices: whether each axis is a choice.
+    """
+    columns = []
+    for column, size, is_choice in zip(units.T, sizes, choices, strict=True):
+        if size is None:
+            columns.append(column[:, None])
+            continue
+        place = jnp.minimum(jnp.floor(column * size), size - 1)
+        if is_choice:
+            columns.append((place[:, None] == jnp.arange(size)).astype(units.dtype) / 2**0.5)
+        else:
+            columns.append((place[:, None] + 0.5) / size)
+    return jnp.concatenate(columns, axis=1)
