@@ -29,21 +29,37 @@ from l2ljax.networks import (
 )
 
 
+class AdaptiveMemory(NamedTuple):
+    """Averages and the network's memory of one batch of coordinates.
+
+    Attributes:
+        means: running means of the gradient, one row for each decay, float[decays, *coordinates];
+            float32, or float64 where params or φ are.
+        square: running mean of the squared gradient, float[*coordinates].
+        layers: for each LSTM layer `(cell, hidden)`, each float[units, *coordinates].
+    """
+
+    means: Array
+    square: Array
+    layers: tuple[tuple[Array, Array], ...]
+
+
 class AdaptiveState(NamedTuple):
-    """Averages and the network's memory, one column a coordinate, in the order of the leaves.
+    """Averages and the network's memory of each coordinate.
 
     Attributes:
         count: updates made, i32[].
-        means: running means of the gradient, one row for each decay, float[decays, coordinates];
-            float32, or float64 where params or φ are.
-        square: running mean of the squared gradient, float[coordinates].
-        layers: for each LSTM layer `(cell, hidden)`, each float[units, coordinates].
+        means: as in `AdaptiveMemory`, one column a coordinate of the small leaves, in their order.
+        square: likewise.
+        layers: likewise.
+        large: the memory of each large leaf, with the axes of the leaf; see `layout` of `lstm`.
     """
 
     count: Int[Array, ""]  # type: ignore[assignment]  # a method of tuples, too
     means: Array
     square: Array
     layers: tuple[tuple[Array, Array], ...]
+    large: tuple[AdaptiveMemory, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +78,7 @@ class Design:
         bounded: whether tanh comes before that.
         state_dtype: of the network's state between steps, by name, see `lstm`.
         fused: as in `lstm`.
+        layout: as in `lstm`.
     """
 
     hidden: tuple[int, ...]
@@ -75,6 +92,7 @@ class Design:
     bounded: bool
     state_dtype: str | None = None
     fused: bool = False
+    layout: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.hidden:
@@ -89,6 +107,7 @@ class Design:
         _checks.positive("eps", self.eps)
         require_p(self.p)
         _checks.positive("output_scale", self.output_scale)
+        _checks.choice("layout", self.layout, _coordinates.LAYOUTS)
 
     @property
     def features(self) -> int:
@@ -126,13 +145,18 @@ def _bind(phi: Phi, *, design: Design) -> optax.GradientTransformation:
 def _init(phi: Phi, params: Params, *, design: Design) -> AdaptiveState:
     _checks.floating_leaves("params", params)
     dtype = _coordinates.working_dtype(phi, params)
-    size = _coordinates.count(params)
-    return AdaptiveState(
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((len(design.decays), size), dtype),
-        jnp.zeros(size, dtype),
-        lstm_carry((size,), jnp.dtype(design.state_dtype or dtype), hidden=design.hidden),
-    )
+    stored = jnp.dtype(design.state_dtype or dtype)
+
+    def make(shape: tuple[int, ...]) -> AdaptiveMemory:
+        return AdaptiveMemory(
+            jnp.zeros((len(design.decays), *shape), dtype),
+            jnp.zeros(shape, dtype),
+            lstm_carry(shape, stored, hidden=design.hidden),
+        )
+
+    pool, *large = _coordinates.zeros(params, make, design.layout)
+    zero = jnp.zeros((), jnp.int32)
+    return AdaptiveState(zero, pool.means, pool.square, pool.layers, tuple(large))
 
 
 def _update(
@@ -146,40 +170,54 @@ def _update(
     del params
     _checks.floating_leaves("updates", updates)
     dtype = state.square.dtype
-    phi = _coordinates.cast(phi, dtype)
-    gradient = _coordinates.flatten(updates, dtype)
     count = optax.safe_increment(state.count)
-    t = count.astype(dtype)
-    decays = jnp.asarray(design.decays, dtype)[:, None]
-    means = decays * state.means + (1 - decays) * gradient
+    step = closure(_step, _coordinates.cast(phi, dtype), count.astype(dtype), design=design)
+    memories = [AdaptiveMemory(state.means, state.square, state.layers), *state.large]
+    gradients = _coordinates.batches(updates, dtype, design.layout)
+    found = _coordinates.each(step, memories, gradients)
+    (pool, *large), steps = zip(*found, strict=True)
+    new = AdaptiveState(count, pool.means, pool.square, pool.layers, tuple(large))
+    return _coordinates.unbatch(steps, updates, design.layout), new
+
+
+def _step(
+    phi: Phi,
+    t: Float[Array, ""],
+    memory: AdaptiveMemory,
+    gradient: Float[Array, "*coordinates"],
+    *,
+    design: Design,
+) -> tuple[AdaptiveMemory, Float[Array, "*coordinates"]]:
+    """The new memory and the updates of one batch of coordinates."""
+    dtype = gradient.dtype
+    decays = jnp.asarray(design.decays, dtype).reshape(-1, *[1] * gradient.ndim)
+    means = decays * memory.means + (1 - decays) * gradient
     decay_square = jnp.asarray(design.decay_square, dtype)
-    square = decay_square * state.square + (1 - decay_square) * gradient**2
+    square = decay_square * memory.square + (1 - decay_square) * gradient**2
     inputs = _inputs(gradient, means / (1 - decays**t), square / (1 - decay_square**t), design)
     network = phi
     if design.encoder:
         inputs = jax.nn.elu(coordinate_dense_apply(phi["encoder"], inputs))
         network = phi["lstm"]
-    stored = state.layers[0][0].dtype
     layers, output = lstm_apply(
         network,
-        _coordinates.cast(state.layers, dtype),
+        _coordinates.cast(memory.layers, dtype),
         inputs,
         hidden=design.hidden,
         fused=design.fused,
     )
-    layers = _coordinates.cast(layers, stored)
+    layers = _coordinates.cast(layers, memory.layers[0][0].dtype)
     if design.bounded:
         output = jnp.tanh(output)
-    step = _coordinates.unflatten(design.output_scale * output, updates)
-    return step, AdaptiveState(count, means, square, layers)
+    return AdaptiveMemory(means, square, layers), design.output_scale * output
 
 
 def _inputs(
-    gradient: Float[Array, " coordinates"],
-    means: Float[Array, "decays coordinates"],
-    square: Float[Array, " coordinates"],
+    gradient: Float[Array, "*coordinates"],
+    means: Float[Array, "decays *coordinates"],
+    square: Float[Array, "*coordinates"],
     design: Design,
-) -> Float[Array, "features coordinates"]:
+) -> Float[Array, "features *coordinates"]:
     signals = jnp.concatenate([gradient[None], means])
     # ε under the root: its derivative at zero is then finite, and √v + ε is within ε of it.
     normalized = signals * jax.lax.rsqrt(square + design.eps**2)

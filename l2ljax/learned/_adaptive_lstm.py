@@ -20,6 +20,7 @@ def adaptive_lstm(
     bounded: bool = True,
     state_dtype: DTypeLike | None = None,
     fused: bool = False,
+    layout: str = "auto",
 ) -> LearnedOptimizer:
     r"""The coordinate-wise LSTM with richer inputs: of Andrychowicz et al. and of RNNprop at once.
 
@@ -45,6 +46,7 @@ def adaptive_lstm(
         bounded: whether tanh bounds the step by $\alpha$; without it the output is linear.
         state_dtype: of the LSTM's state between steps, as in `lstm`; averages stay as they are.
         fused: as in `lstm`.
+        layout: as in `lstm`.
 
     Returns:
         A learned optimizer; its transformation has the state `AdaptiveState`, 82 floats a
@@ -52,8 +54,8 @@ def adaptive_lstm(
 
     Raises:
         ValueError: for a size below 1, a decay outside [0, 1), no decay, a scale, ε or p that is
-            not positive, a p of 87 or more; from `init` and `update`, for params with leaves that
-            are not floating-point.
+            not positive, a p of 87 or more, an unknown layout; from `init` and `update`, for params
+            with leaves that are not floating-point.
 
     Reference:
         Inputs of Andrychowicz et al. (2016), appendix A, and Lv et al. (2017), section 4.
@@ -81,6 +83,7 @@ def adaptive_lstm(
         bounded=bool(bounded),
         state_dtype=stored,
         fused=bool(fused),
+        layout=layout,
     )
     return design.optimizer(
         "adaptive_lstm",

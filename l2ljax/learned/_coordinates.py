@@ -1,20 +1,33 @@
-"""A tree of parameters as one flat batch of coordinates, and back."""
+"""A tree of parameters as batches of coordinates, and back.
 
-import itertools
+Small leaves are pooled in one flat batch, so that their number costs little time to compile and to
+run. A large leaf is a batch of its own and keeps its shape: its axes may be split over devices, and
+a flat batch could not be split alike.
+"""
+
+import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.shard_alike import shard_alike
+from jax.sharding import PartitionSpec
+from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
+LARGE = 2**18
+"""Coordinates from which on a leaf is a batch of its own, unless `layout` says otherwise."""
+
+LAYOUTS: dict[str, float] = {"auto": LARGE, "flat": math.inf, "leaves": 0}
+"""For each `layout` the coordinates from which on a leaf is a batch of its own."""
+
 _CHUNK = 1024
-
-
-def count(tree: PyTree) -> int:
-    """The number of coordinates; shapes are enough."""
-    return sum(sizes(tree))
+# Leaves of a flat batch from which on splitting it is made easy for XLA.
+_MANY = 32
 
 
 def sizes(tree: PyTree) -> list[int]:
@@ -50,20 +63,101 @@ def state_dtype_name(state_dtype: DTypeLike | None) -> str | None:
     return dtype.name
 
 
-def flatten(tree: PyTree, dtype: jnp.dtype) -> Float[Array, " coordinates"]:
-    """All coordinates in the order of the leaves, in one dtype."""
-    leaves = [jnp.ravel(leaf).astype(dtype) for leaf in jax.tree.leaves(tree)]
-    return jnp.concatenate(leaves) if leaves else jnp.zeros(0, dtype)
+def pooled(tree: PyTree, layout: str) -> list[Any]:
+    """The leaves that share the flat batch."""
+    leaves = jax.tree.leaves(tree)
+    return [leaf for leaf, alone in zip(leaves, _alone(tree, layout), strict=True) if not alone]
 
 
-def unflatten(flat: Float[Array, " coordinates"], like: PyTree) -> PyTree:
-    """Coordinates back in the structure, shapes and dtypes of `like`."""
-    leaves, structure = jax.tree.flatten(like)
-    parts = [
-        part.reshape(jnp.shape(leaf)).astype(jax.dtypes.result_type(leaf))
-        for part, leaf in zip(_split(flat, sizes(like)), leaves, strict=True)
+def batches(tree: PyTree, dtype: jnp.dtype, layout: str) -> list[Array]:
+    """All coordinates in one dtype: the flat batch, then each large leaf in its own shape."""
+    pool = [jnp.ravel(_gathered(leaf)).astype(dtype) for leaf in pooled(tree, layout)]
+    return [
+        jnp.concatenate(pool) if pool else jnp.zeros(0, dtype),
+        *(jnp.asarray(leaf, dtype) for leaf in _large(tree, layout)),
     ]
+
+
+def unbatch(found: Sequence[Array], like: PyTree, layout: str) -> PyTree:
+    """Batches back in the structure, shapes and dtypes of `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    flat = iter(_split(found[0], sizes(pooled(like, layout))))
+    own = iter(found[1:])
+    parts = [
+        next(own) if alone else _scattered(next(flat).reshape(jnp.shape(leaf)), leaf)
+        for leaf, alone in zip(leaves, _alone(like, layout), strict=True)
+    ]
+    dtypes = [jax.dtypes.result_type(leaf) for leaf in leaves]
+    parts = [part.astype(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
     return jax.tree.unflatten(structure, parts)
+
+
+def zeros(params: PyTree, make: Callable[[tuple[int, ...]], PyTree], layout: str) -> list[PyTree]:
+    """A memory of zeros for each batch; that of a large leaf is split over devices as the leaf is.
+
+    Args:
+        params: what is optimized.
+        make: `make(shape)` is the memory of a batch of that shape; the last axes of all its arrays
+            are those of the shape.
+        layout: a key of `LAYOUTS`.
+    """
+    memories = [make((sum(sizes(pooled(params, layout))),))]
+    for leaf in _large(params, layout):
+        like = jax.eval_shape(functools.partial(make, jnp.shape(leaf)))
+        memories.append(
+            jax.tree.map(
+                lambda array, leaf=leaf: _zeros(
+                    leaf, rows=array.shape[: array.ndim - jnp.ndim(leaf)], dtype=array.dtype
+                ),
+                like,
+            )
+        )
+    return memories
+
+
+def each(function: Partial, *parts: Sequence[PyTree]) -> list[Any]:
+    """`function(*part)` of every batch; of large leaves with one shape it is traced once."""
+    pool, *large = zip(*parts, strict=True)
+    return [function(*pool), *(_call(function, *part) for part in large)]
+
+
+_call = jax.jit(lambda function, *part: function(*part))
+
+
+def _alone(tree: PyTree, layout: str) -> list[bool]:
+    """Which leaves are a batch of their own."""
+    return [size >= LAYOUTS[layout] for size in sizes(tree)]
+
+
+def _large(tree: PyTree, layout: str) -> list[Any]:
+    leaves = jax.tree.leaves(tree)
+    return [leaf for leaf, alone in zip(leaves, _alone(tree, layout), strict=True) if alone]
+
+
+@functools.partial(jax.jit, static_argnames=("rows", "dtype"))
+def _zeros(leaf: Array, *, rows: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    array = jnp.zeros((*rows, *jnp.shape(leaf)), dtype)
+    # Zeros depend on nothing, so the compiler would not split them. Never computed: the broadcast.
+    return shard_alike(jnp.broadcast_to(leaf.astype(dtype), array.shape), array)[1]
+
+
+def _explicit(leaf: Any) -> Any:
+    """The sharding of a leaf where it is a part of the type and splits the leaf, else None."""
+    sharding = jax.typeof(leaf).sharding
+    return sharding if any(axis is not None for axis in sharding.spec) else None
+
+
+def _gathered(leaf: Any) -> Any:
+    """A leaf that may be joined with others."""
+    sharding = _explicit(leaf)
+    if sharding is None:
+        return leaf
+    return jax.sharding.reshard(leaf, sharding.update(spec=PartitionSpec()))
+
+
+def _scattered(part: Array, like: Any) -> Array:
+    sharding = _explicit(like)
+    return part if sharding is None else jax.sharding.reshard(part, sharding)
 
 
 def leaf_means(rows: Float[Array, "rows coordinates"], like: PyTree) -> Float[Array, "rows leaves"]:
@@ -102,10 +196,36 @@ def _chunks(like: PyTree) -> tuple[Int[Array, " coordinates"], Int[np.ndarray, "
     return chunk, np.asarray(leaves, np.int32)
 
 
-def _split(x: Float[Array, "*rows coordinates"], sizes: list[int]) -> list[Array]:
-    """The part of each leaf along the last axis."""
-    ends = itertools.accumulate(sizes)
-    return [
-        jax.lax.slice_in_dim(x, end - size, end, axis=-1)
-        for end, size in zip(ends, sizes, strict=True)
-    ]
+def _split(flat: Float[Array, " coordinates"], sizes: Sequence[int]) -> Sequence[Array]:
+    """The part of each leaf."""
+    if len(sizes) < _MANY or not isinstance(flat, jax.core.Tracer):
+        return jax.lax.split(flat, sizes)
+    return _split_many(flat, tuple(sizes))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _split_many(flat: Float[Array, " coordinates"], sizes: tuple[int, ...]) -> list[Array]:
+    """`jax.lax.split` in a form that XLA compiles quickly on a CPU.
+
+    There it takes 30 ms to compile a copy from a place that it knows. Where it does not, all copies
+    of one size share a program: and it does not know what a conditional returns.
+    """
+
+    def shared(flat: Array) -> list[Array]:
+        ends = np.cumsum(sizes)
+        starts = [np.uint32(end - size) for end, size in zip(ends, sizes, strict=True)]
+        starts = jax.lax.cond(flat[0] > 0, lambda: starts, lambda: starts)
+        return [
+            jax.lax.dynamic_slice(flat, (start,), (size,))
+            for start, size in zip(starts, sizes, strict=True)
+        ]
+
+    # Elsewhere a conditional may stop the device.
+    return jax.lax.platform_dependent(
+        flat, cpu=shared, default=lambda flat: list(jax.lax.split(flat, sizes))
+    )
+
+
+@_split_many.defjvp
+def _split_many_jvp(sizes: tuple[int, ...], primals: tuple, tangents: tuple) -> tuple:
+    return _split_many(primals[0], sizes), list(jax.lax.split(tangents[0], sizes))

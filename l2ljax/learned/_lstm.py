@@ -1,14 +1,15 @@
 """The coordinate-wise LSTM of 'Learning to learn by gradient descent by gradient descent'."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from l2ljax import _checks
 from l2ljax.core import (
@@ -26,15 +27,21 @@ from l2ljax.networks import lstm_apply, lstm_carry, lstm_init
 Preprocess = Callable[[Array], Array]
 
 
+Layers: TypeAlias = tuple[tuple[Array, Array], ...]
+
+
 class LSTMState(NamedTuple):
-    """The network's memory, one column a coordinate, in the order of the params' leaves.
+    """The network's memory of each coordinate.
 
     Attributes:
-        layers: for each layer `(cell, hidden)`, each float[units, coordinates]; `state_dtype`,
-            or float32, float64 where params or φ are.
+        layers: for each layer `(cell, hidden)`, each float[units, coordinates], one column a
+            coordinate of the small leaves, in their order; `state_dtype`, or float32, float64
+            where params or φ are.
+        large: the same of each large leaf, float[units, *shape], see `layout`.
     """
 
-    layers: tuple[tuple[Array, Array], ...]
+    layers: Layers
+    large: tuple[Layers, ...] = ()
 
 
 def lstm(
@@ -47,6 +54,7 @@ def lstm(
     averaging: int = 0,
     state_dtype: DTypeLike | None = None,
     fused: bool = False,
+    layout: str = "auto",
 ) -> LearnedOptimizer:
     r"""An LSTM proposes each coordinate's update.
 
@@ -76,7 +84,13 @@ def lstm(
             of the computation, float32, or float64 where params or φ are.
         fused: whether an NVIDIA GPU runs a step as one program (`l2ljax.kernels`), in single
             precision and without averaging cells. Results are the same up to rounding, and it is
-            no part of `spec`. Off until it is measured.
+            no part of `spec`. Not for params that are split over devices. Off until it is measured.
+        layout: how the state is laid out. `"leaves"`: each leaf's with the axes of the leaf, behind
+            that of the units, so that a leaf that is split over devices has a state that is split
+            alike; `"flat"`: that of all leaves in one array, which takes least time to compile and
+            to run where there are many small leaves; `"auto"`: flat for leaves of less than 2¹⁸
+            coordinates, and for all with averaging cells. Results are the same up to rounding, and
+            it is no part of `spec`.
 
     Returns:
         A learned optimizer; `init(key)` draws φ (5,141 weights by default), `bind(phi)` is an
@@ -85,8 +99,9 @@ def lstm(
     Raises:
         ValueError: for a size below 1, an unknown preprocessing, a scale or p that is not
             positive, a p of 87 or more, where e^-p leaves single precision, more averaging units
-            than a layer has, a `state_dtype` that is not floating-point; from `init` and
-            `update`, for params with leaves that are not floating-point.
+            than a layer has, a `state_dtype` that is not floating-point, an unknown layout, or
+            `"leaves"` with averaging units; from `init` and `update`, for params with leaves that
+            are not floating-point.
 
     Reference:
         Andrychowicz et al. (2016), sections 2 and 2.1, appendix A; `averaging`: appendix B,
@@ -118,6 +133,10 @@ def lstm(
             f"averaging must be at most the units of the smallest layer, {min(hidden)}, "
             f"got {averaging!r}"
         )
+    _checks.choice("layout", layout, _coordinates.LAYOUTS)
+    if averaging and layout == "leaves":
+        raise ValueError(f"layout must be 'auto' or 'flat' with averaging cells, got {layout!r}")
+    layout = "flat" if averaging else layout
     stored = _coordinates.state_dtype_name(state_dtype)
     spec = Spec(
         name="lstm",
@@ -143,6 +162,7 @@ def lstm(
             averaging=int(averaging),
             state_dtype=stored,
             fused=bool(fused),
+            layout=layout,
         ),
         spec=spec,
     )
@@ -175,10 +195,11 @@ def _bind(
     averaging: int,
     state_dtype: str | None,
     fused: bool,
+    layout: str,
 ) -> optax.GradientTransformation:
     kind = optax.GradientTransformation if averaging else CoordinatewiseTransformation
     return kind(
-        init=closure(_init, phi, hidden=hidden, state_dtype=state_dtype),
+        init=closure(_init, phi, hidden=hidden, state_dtype=state_dtype, layout=layout),
         update=closure(
             _update,
             phi,
@@ -187,16 +208,19 @@ def _bind(
             output_scale=output_scale,
             averaging=averaging,
             fused=fused,
+            layout=layout,
         ),
     )
 
 
 def _init(
-    phi: Phi, params: Params, *, hidden: tuple[int, ...], state_dtype: str | None
+    phi: Phi, params: Params, *, hidden: tuple[int, ...], state_dtype: str | None, layout: str
 ) -> LSTMState:
     _checks.floating_leaves("params", params)
     dtype = jnp.dtype(state_dtype or _coordinates.working_dtype(phi, params))
-    return LSTMState(lstm_carry((_coordinates.count(params),), dtype, hidden=hidden))
+    make = functools.partial(lstm_carry, dtype=dtype, hidden=hidden)
+    layers, *large = _coordinates.zeros(params, make, layout)
+    return LSTMState(layers, tuple(large))
 
 
 def _update(
@@ -205,25 +229,38 @@ def _update(
     state: LSTMState,
     params: Params | None = None,
     *,
+    layout: str,
+    **settings: Any,
+) -> tuple[Params, LSTMState]:
+    del params
+    _checks.floating_leaves("updates", updates)
+    memories = [state.layers, *state.large]
+    dtype = _coordinates.working_dtype(memories)
+    step = closure(_step, _coordinates.cast(phi, dtype), **settings)
+    gradients = _coordinates.batches(updates, dtype, layout)
+    found = _coordinates.each(step, memories, gradients)
+    (layers, *large), steps = zip(*found, strict=True)
+    return _coordinates.unbatch(steps, updates, layout), LSTMState(layers, tuple(large))
+
+
+def _step(
+    phi: Phi,
+    layers: Layers,
+    gradient: Float[Array, "*coordinates"],
+    *,
     hidden: tuple[int, ...],
     features: _Features,
     output_scale: float,
     averaging: int,
     fused: bool,
-) -> tuple[Params, LSTMState]:
-    del params
-    _checks.floating_leaves("updates", updates)
-    stored = state.layers[0][0].dtype
-    dtype = _coordinates.working_dtype(state.layers)
-    gradient = _coordinates.flatten(updates, dtype)
-    phi = _coordinates.cast(phi, dtype)
-    layers, output = lstm_apply(
+) -> tuple[Layers, Float[Array, "*coordinates"]]:
+    """The network's new memory and the updates of one batch of coordinates."""
+    new, output = lstm_apply(
         phi,
-        _coordinates.cast(state.layers, dtype),
+        _coordinates.cast(layers, gradient.dtype),
         features(gradient),
         hidden=hidden,
         averaging=averaging,
         fused=fused,
     )
-    layers = _coordinates.cast(layers, stored)
-    return _coordinates.unflatten(output_scale * output, updates), LSTMState(layers)
+    return _coordinates.cast(new, layers[0][0].dtype), output_scale * output

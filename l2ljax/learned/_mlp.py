@@ -1,7 +1,7 @@
 """A small network for each coordinate, fed with what hand-designed optimizers accumulate."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +21,33 @@ TIME_SCALES = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
 FEATURE_EPS, SQUARE_EPS = 1e-5, 1e-6
 
 
+class MLPMemory(NamedTuple):
+    """Averages of one batch of coordinates.
+
+    Attributes:
+        momenta: $m$, one row a decay, float[decays, *coordinates]; float32, or float64 where params
+            or φ are.
+        mean_square: $v$, float[*coordinates]; None without it.
+    """
+
+    momenta: Array
+    mean_square: Array | None
+
+
 class MLPState(NamedTuple):
-    """Averages, one column a coordinate, in the order of the params' leaves.
+    """Averages of each coordinate.
 
     Attributes:
         count: updates made so far, int32[].
-        momenta: $m$, one row a decay, float[decays, coordinates]; float32, or float64 where params
-            or φ are.
-        mean_square: $v$, float[coordinates]; None without it.
+        momenta: as in `MLPMemory`, one column a coordinate of the small leaves, in their order.
+        mean_square: likewise.
+        large: the averages of each large leaf, with the axes of the leaf; see `layout`.
     """
 
     count: Int[Array, ""]  # type: ignore[assignment]  # a method of tuples, too
     momenta: Array
     mean_square: Array | None
+    large: tuple[MLPMemory, ...] = ()
 
 
 def mlp(
@@ -43,6 +57,7 @@ def mlp(
     *,
     output_scale: float = 1e-3,
     exp_scale: float = 1e-3,
+    layout: str = "auto",
 ) -> LearnedOptimizer:
     r"""A multilayer perceptron proposes each coordinate's direction and its logarithmic size.
 
@@ -78,6 +93,7 @@ def mlp(
         second_moment_decay: β of v, in [0, 1); None leaves v and what is made of it out.
         output_scale: α, the size of a step where d is one.
         exp_scale: λ.
+        layout: how the averages are laid out, as in `lstm`.
 
     Returns:
         A learned optimizer; `init(key)` draws φ (98 weights by default), `bind(phi)` is an ordinary
@@ -86,8 +102,8 @@ def mlp(
 
     Raises:
         ValueError: for a size below 1, a decay outside [0, 1), an `output_scale` that is not
-            positive, a negative `exp_scale`; from `update`, without params; from `init` and
-            `update`, for params with leaves that are not floating-point.
+            positive, a negative `exp_scale`, an unknown layout; from `update`, without params; from
+            `init` and `update`, for params with leaves that are not floating-point.
 
     Reference:
         Metz et al. (2022), 'Practical tradeoffs between memory, compute, and performance in learned
@@ -117,6 +133,7 @@ def mlp(
         second_moment_decay = float(second_moment_decay)
     _checks.positive("output_scale", output_scale)
     _checks.non_negative("exp_scale", exp_scale)
+    _checks.choice("layout", layout, _coordinates.LAYOUTS)
     hidden, decays = tuple(map(int, hidden)), tuple(map(float, decays))
     features = 2 + len(decays) + (0 if second_moment_decay is None else 2 + len(decays))
     return LearnedOptimizer(
@@ -129,6 +146,7 @@ def mlp(
             second_moment_decay=second_moment_decay,
             output_scale=float(output_scale),
             exp_scale=float(exp_scale),
+            layout=layout,
         ),
         spec=Spec(
             name="mlp",
@@ -150,8 +168,9 @@ def _bind(
     second_moment_decay: float | None,
     output_scale: float,
     exp_scale: float,
+    layout: str,
 ) -> optax.GradientTransformation:
-    averages = {"decays": decays, "second_moment_decay": second_moment_decay}
+    averages = {"decays": decays, "second_moment_decay": second_moment_decay, "layout": layout}
     return optax.GradientTransformation(
         init=closure(_init, phi, **averages),
         update=closure(_update, phi, **averages, output_scale=output_scale, exp_scale=exp_scale),
@@ -159,16 +178,25 @@ def _bind(
 
 
 def _init(
-    phi: Phi, params: Params, *, decays: tuple[float, ...], second_moment_decay: float | None
+    phi: Phi,
+    params: Params,
+    *,
+    decays: tuple[float, ...],
+    second_moment_decay: float | None,
+    layout: str,
 ) -> MLPState:
     _checks.floating_leaves("params", params)
     dtype = _coordinates.working_dtype(phi, params)
-    size = _coordinates.count(params)
-    return MLPState(
-        jnp.zeros((), jnp.int32),
-        jnp.zeros((len(decays), size), dtype),
-        None if second_moment_decay is None else jnp.zeros(size, dtype),
-    )
+
+    def make(shape: tuple[int, ...]) -> MLPMemory:
+        return MLPMemory(
+            jnp.zeros((len(decays), *shape), dtype),
+            None if second_moment_decay is None else jnp.zeros(shape, dtype),
+        )
+
+    pool, *large = _coordinates.zeros(params, make, layout)
+    zero = jnp.zeros((), jnp.int32)
+    return MLPState(zero, pool.momenta, pool.mean_square, tuple(large))
 
 
 def _update(
@@ -177,40 +205,68 @@ def _update(
     state: MLPState,
     params: Params | None = None,
     *,
-    decays: tuple[float, ...],
-    second_moment_decay: float | None,
-    output_scale: float,
-    exp_scale: float,
+    layout: str,
+    **settings: Any,
 ) -> tuple[Params, MLPState]:
     if params is None:
         raise ValueError("mlp needs params: call tx.update(gradients, state, params)")
     _checks.floating_leaves("updates", updates)
     dtype = state.momenta.dtype
-    gradient = _coordinates.flatten(updates, dtype)
-    beta = jnp.asarray(decays, dtype)[:, None]
-    momenta = beta * state.momenta + (1 - beta) * gradient
-    features = [gradient[None], _coordinates.flatten(params, dtype)[None], momenta]
-    mean_square = state.mean_square
+    time = jnp.tanh(state.count.astype(dtype) / jnp.asarray(TIME_SCALES, dtype) - 1)
+    step = closure(_step, _with_shared(_coordinates.cast(phi, dtype), time), **settings)
+    memories = [MLPMemory(state.momenta, state.mean_square), *state.large]
+    gradients, positions = (_coordinates.batches(tree, dtype, layout) for tree in (updates, params))
+    # The flat batch has several leaves, each other one is a leaf.
+    leaves = [_coordinates.pooled(updates, layout), *(None for _ in state.large)]
+    found = _coordinates.each(step, memories, gradients, positions, leaves)
+    (pool, *large), steps = zip(*found, strict=True)
+    count = optax.safe_increment(state.count)
+    new = MLPState(count, pool.momenta, pool.mean_square, tuple(large))
+    return _coordinates.unbatch(steps, updates, layout), new
+
+
+def _step(
+    phi: Phi,
+    memory: MLPMemory,
+    gradient: Float[Array, "*coordinates"],
+    position: Float[Array, "*coordinates"],
+    leaves: list[Array] | None,
+    *,
+    decays: tuple[float, ...],
+    second_moment_decay: float | None,
+    output_scale: float,
+    exp_scale: float,
+) -> tuple[MLPMemory, Float[Array, "*coordinates"]]:
+    """The new averages and the updates of one batch of coordinates.
+
+    The bias of the first layer holds what time adds; `leaves` are those of a flat batch.
+    """
+    dtype = gradient.dtype
+    beta = jnp.asarray(decays, dtype).reshape(-1, *[1] * gradient.ndim)
+    momenta = beta * memory.momenta + (1 - beta) * gradient
+    features = [gradient[None], position[None], momenta]
+    mean_square = memory.mean_square
     if mean_square is not None:
         beta = jnp.asarray(second_moment_decay, dtype)
         mean_square = beta * mean_square + (1 - beta) * gradient**2
         inverse_root = jax.lax.rsqrt(mean_square + SQUARE_EPS)
         features += [mean_square[None], momenta * inverse_root, inverse_root[None]]
-    inputs = _unit_mean_square(jnp.concatenate(features), updates)
-    time = jnp.tanh(state.count.astype(dtype) / jnp.asarray(TIME_SCALES, dtype) - 1)
-    phi = jax.tree.map(lambda leaf: leaf.astype(dtype), phi)
-    direction, size = coordinate_mlp_apply(_with_shared(phi, time), inputs)
+    inputs = _unit_mean_square(jnp.concatenate(features), leaves)
+    direction, size = coordinate_mlp_apply(phi, inputs)
     step = output_scale * direction * jnp.exp(exp_scale * size)
-    state = MLPState(optax.safe_increment(state.count), momenta, mean_square)
-    return _coordinates.unflatten(-step, updates), state
+    return MLPMemory(momenta, mean_square), -step
 
 
 def _unit_mean_square(
-    features: Float[Array, "features coordinates"], like: Params
-) -> Float[Array, "features coordinates"]:
+    features: Float[Array, "features *coordinates"], leaves: list[Array] | None
+) -> Float[Array, "features *coordinates"]:
     """Each feature over its root mean square on the leaf."""
-    mean_square = _coordinates.leaf_means(features**2, like)
-    return features * _coordinates.at_coordinates(jax.lax.rsqrt(mean_square + FEATURE_EPS), like)
+    if leaves is None:
+        axes = tuple(range(1, features.ndim))
+        mean_square = jnp.mean(features**2, axes, keepdims=True)
+        return features * jax.lax.rsqrt(mean_square + FEATURE_EPS)
+    mean_square = _coordinates.leaf_means(features**2, leaves)
+    return features * _coordinates.at_coordinates(jax.lax.rsqrt(mean_square + FEATURE_EPS), leaves)
 
 
 def _with_shared(phi: Phi, shared: Float[Array, " shared"]) -> Phi:

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
+from jax.typing import DTypeLike
+
 from l2ljax import _checks
 from l2ljax.core import LearnedOptimizer
+from l2ljax.learned import _coordinates
 from l2ljax.learned._adaptive import Design
 
 
@@ -15,6 +18,8 @@ def rnnprop(
     b1: float = 0.95,
     b2: float = 0.95,
     eps: float = 1e-8,
+    state_dtype: DTypeLike | None = None,
+    layout: str = "auto",
 ) -> LearnedOptimizer:
     r"""RNNprop.
 
@@ -33,6 +38,8 @@ def rnnprop(
         b1: $\beta_1 \in [0, 1)$.
         b2: $\beta_2 \in [0, 1)$.
         eps: $\epsilon > 0$; the root is $\sqrt{\hat v + \epsilon^2}$.
+        state_dtype: of the LSTM's state between steps, as in `lstm`; averages stay as they are.
+        layout: as in `lstm`.
 
     Returns:
         A learned optimizer; its transformation has the state `AdaptiveState`, 82 floats a
@@ -40,8 +47,8 @@ def rnnprop(
 
     Raises:
         ValueError: for a size below 1 (`encoder`: below 0), a decay outside [0, 1), a scale or ε
-            that is not positive; from `init` and `update`, for params with leaves that are not
-            floating-point.
+            that is not positive, an unknown layout; from `init` and `update`, for params with
+            leaves that are not floating-point.
 
     Reference:
         Lv, Jiang and Li, 'Learning gradient descent: better generalization and longer horizons',
@@ -56,6 +63,7 @@ def rnnprop(
     True
     """
     _checks.count("encoder", encoder, least=0)
+    stored = _coordinates.state_dtype_name(state_dtype)
     design = Design(
         hidden=tuple(hidden),
         encoder=int(encoder),
@@ -66,6 +74,8 @@ def rnnprop(
         p=10.0,
         output_scale=output_scale,
         bounded=True,
+        state_dtype=stored,
+        layout=layout,
     )
     return design.optimizer(
         "rnnprop",
@@ -75,4 +85,5 @@ def rnnprop(
         b1=float(b1),
         b2=float(b2),
         eps=float(eps),
+        **({} if stored is None else {"state_dtype": stored}),
     )

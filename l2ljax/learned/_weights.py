@@ -98,7 +98,7 @@ def shipped() -> dict[str, dict[str, Any]]:
     return {path.parent.name: checkpoint.read_card(path.parent) for path in _shipped_cards()}
 
 
-def restore(name_or_path: Path) -> tuple[LearnedOptimizer, Phi, dict[str, Any]]:
+def restore(name_or_path: Path, **settings: Any) -> tuple[LearnedOptimizer, Phi, dict[str, Any]]:
     """Reads a learned optimizer, its meta-parameters and its card.
 
     Args:
@@ -106,37 +106,41 @@ def restore(name_or_path: Path) -> tuple[LearnedOptimizer, Phi, dict[str, Any]]:
             that `save` wrote. A text that is such a name means these weights on every machine,
             also where a folder has the same name: that folder is `"./name"`, or a `pathlib.Path`,
             which is never a name.
+        **settings: arguments of the optimizer beside those on the card, or instead of them, such as
+            `state_dtype="bfloat16"` or `layout="leaves"`.
 
     Returns:
         The optimizer, φ and the card.
 
     Raises:
         FileNotFoundError: if there are no weights.
-        ValueError: if the files are damaged, or the weights do not fit the architecture that the
-            card names.
+        ValueError: if the files are damaged, the weights do not fit the architecture that the card
+            and `settings` name, or the optimizer does not take `settings`.
     """
     folder = _folder(name_or_path)
     card = checkpoint.read_card(folder)
-    opt = _rebuild(str(folder / checkpoint.CARD), card.get("optimizer"))
+    opt = _rebuild(str(folder / checkpoint.CARD), card.get("optimizer"), settings)
     phi = checkpoint.read_weights(folder, jax.eval_shape(opt.init, jax.random.key(0)))
     return opt, phi, card
 
 
-def load(name_or_path: Path) -> optax.GradientTransformation:
+def load(name_or_path: Path, **settings: Any) -> optax.GradientTransformation:
     """A trained optimizer, ready to use.
 
     Args:
         name_or_path: the name of weights that come with the package, or a folder that `save` wrote;
             as in `restore`.
+        **settings: as in `restore`.
 
     Returns:
         An ordinary optax transformation.
 
     Raises:
         FileNotFoundError: if there are no weights.
-        ValueError: if they are damaged or of another architecture.
+        ValueError: if they are damaged or of another architecture, or the optimizer does not take
+            `settings`.
     """
-    opt, phi, _ = restore(name_or_path)
+    opt, phi, _ = restore(name_or_path, **settings)
     return opt.bind(phi)
 
 
@@ -161,16 +165,19 @@ def _folder(name_or_path: Path) -> pathlib.Path:
     return path
 
 
-def _rebuild(where: str, spec: Any) -> LearnedOptimizer:
-    """The optimizer of a spec that was read from a card."""
+def _rebuild(where: str, spec: Any, settings: Mapping[str, Any] | None = None) -> LearnedOptimizer:
+    """The optimizer of a spec that was read from a card, with settings beside or instead of it."""
     if not isinstance(spec, dict) or not isinstance(spec.get("arguments"), dict):
         raise ValueError(f"{where} must name the optimizer and its arguments, got {spec!r}")
     name = str(spec.get("name"))
     _checks.choice(f"optimizer in {where}", name, FACTORIES)
     try:
-        return FACTORIES[name](**spec["arguments"])
+        return FACTORIES[name](**{**spec["arguments"], **(settings or {})})
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{where} has arguments that {name} does not take: {error}") from error
+        beside = f" with {dict(settings)}" if settings else ""
+        raise ValueError(
+            f"{where}{beside} has arguments that {name} does not take: {error}"
+        ) from error
 
 
 def _require_plain(value: Any, place: str = "") -> None:

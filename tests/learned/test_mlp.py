@@ -192,7 +192,7 @@ def test_the_state_has_a_column_a_coordinate():
     params = {**tree(1), "weight": jnp.ones((2, 3), jnp.bfloat16)}
     state = learned.mlp().bind(weights()).init(params)
     assert isinstance(state, learned.MLPState)
-    assert [(x.shape, x.dtype.name) for x in state] == [
+    assert [(x.shape, x.dtype.name) for x in jax.tree.leaves(state)] == [
         ((), "int32"),
         ((3, 7), "float32"),
         ((7,), "float32"),
