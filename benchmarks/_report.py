@@ -6,7 +6,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -50,6 +50,20 @@ def outcome(ratio: float, floor: float, aim: float) -> str:
     if ratio > aim:
         return f"reaches the floor {floor}, misses the aim {aim}"
     return f"reaches the aim {aim}"
+
+
+def kept(
+    file: pathlib.Path, settings: dict[str, Any], measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """What stands in the file, if it is of these settings, or is measured now and written there."""
+    if not file.exists():
+        start = time.perf_counter()
+        content = {"settings": settings, **measure(), "wall_seconds": time.perf_counter() - start}
+        checkpoint.write_file(file, json.dumps(content, allow_nan=False) + "\n")
+    content = json.loads(file.read_text())
+    if content["settings"] != settings:
+        raise ValueError(f"{file} was made with {content['settings']}, not {settings}; remove it")
+    return content
 
 
 def kept_tuning(

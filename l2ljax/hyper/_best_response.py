@@ -51,7 +51,7 @@ def response_task(
 
     Reference:
         Lorraine and Duvenaud (2018), 'Stochastic hyperparameter optimization through
-        hypernetworks', section 3.1 and theorem 3.1.
+        hypernetworks'.
 
     The weight that fits best between 0 and λ is λ/2:
 
@@ -289,7 +289,7 @@ def tune_local(
     Reference:
         Lorraine and Duvenaud (2018), algorithm 3; MacKay et al. (2019), 'Self-tuning networks:
         bilevel optimization of hyperparameters using structured best-response functions',
-        algorithm 1 and equation 15.
+        algorithm 1.
 
     The weight that is wanted at 2 and comes to λ/2:
 

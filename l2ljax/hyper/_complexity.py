@@ -171,7 +171,8 @@ def prune(params: Params | WeightPosterior, fraction: float | Float[Array, ""]) 
         ValueError: for a fraction outside [0, 1].
 
     Reference:
-        Graves (2011), section 7; Grebenkova et al. (2021).
+        Graves (2011), 'Practical variational inference for neural networks'; Grebenkova et al.
+        (2021).
 
     >>> posterior = WeightPosterior(jnp.array([[1.0, 2.0]]), jnp.log(jnp.array([[0.1, 1.0]])))
     >>> print(prune(posterior, 0.5), prune(posterior.mean, 0.5))

@@ -104,7 +104,7 @@ def mlp_hypernetwork(
 
     Reference:
         Lorraine and Duvenaud (2018), 'Stochastic hyperparameter optimization through
-        hypernetworks', section 4: 1-50-7850, linear, and 7850-10-7850.
+        hypernetworks': its networks are 1-50-7850, linear, and 7850-10-7850.
 
     >>> network = mlp_hypernetwork(lambda key: {"w": jnp.zeros((2, 3))}, size=1, hidden=(50,))
     >>> phi = network.init(jax.random.key(0))
@@ -227,7 +227,7 @@ def self_tuning_hypernetwork(init: Draw, size: int) -> Hypernetwork:
 
     Reference:
         MacKay et al. (2019), 'Self-tuning networks: bilevel optimization of hyperparameters using
-        structured best-response functions', section 3.2.
+        structured best-response functions', section 3.
 
     >>> network = self_tuning_hypernetwork(lambda key: {"kernel": jnp.ones((3, 2))}, size=1)
     >>> phi = network.init(jax.random.key(0))

@@ -30,8 +30,9 @@ def neumann(terms: int = 20, learning_rate: float = 0.1) -> Solver:
 
     $$H^{-1} v \approx \alpha \sum_{j=0}^{K-1} (I - \alpha H)^j v$$
 
-    K - 1 products. It converges for $0 < \alpha H < 2$, and is what K steps of gradient descent
-    with rate α would be differentiated to. One term is T1–T2: $H^{-1} \approx \alpha I$.
+    K - 1 products. It converges for $0 < \alpha H < 2$, and gives what backpropagation through K
+    steps of gradient descent at the optimum would give. One term is T1–T2:
+    $H^{-1} \approx \alpha I$.
 
     Args:
         terms: K.
@@ -45,7 +46,7 @@ def neumann(terms: int = 20, learning_rate: float = 0.1) -> Solver:
 
     Reference:
         Lorraine, Vicol and Duvenaud (2020), 'Optimizing millions of hyperparameters by implicit
-        differentiation', section 3.1; T1–T2: Luketina et al. (2016), 'Scalable gradient-based
+        differentiation'; T1–T2: Luketina et al. (2016), 'Scalable gradient-based
         tuning of continuous regularization hyperparameters'.
 
     >>> for terms in (1, 10, 100):
