@@ -194,8 +194,8 @@ class Experiment:
     def kept(self, name: str) -> dict[str, Any]:
         measure = self.truth if name == "truth" else functools.partial(self.found, *FOUND[name])
         row = _report.kept(KEPT / f"{name}.json", {"lambdas": LAMBDAS.tolist()}, measure)
-        shown = {key: value for key, value in row.items() if np.size(value) == 1}
-        print(name, shown, flush=True)
+        del row["settings"]
+        print(name, {key: value for key, value in row.items() if np.ndim(value) == 0}, flush=True)
         return row
 
 
