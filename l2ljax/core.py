@@ -157,6 +157,10 @@ jax.tree_util.register_pytree_node(
 class LearnedTask:
     """A function from metaparameters ψ to a task: penalties, initial scales, data.
 
+    Meta-training takes one where it takes a task, and trains both: φ is then
+    `{"optimizer": φ of the learned optimizer, "task": ψ}`. The meta-loss measures the objective of
+    the bound task. `tasks.learned_l2` and its like make such tasks.
+
     Attributes:
         init: `init(key) -> psi`, draws the first ψ.
         bind: `bind(psi) -> Task`; `jax.grad` through `bind` is a hypergradient.

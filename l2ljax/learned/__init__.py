@@ -2,6 +2,7 @@
 
 from l2ljax.learned._adaptive import AdaptiveState
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
+from l2ljax.learned._fixed import fixed
 from l2ljax.learned._hyperparameters import HyperparametersState, hyperparameters
 from l2ljax.learned._lstm import LSTMState, lstm
 from l2ljax.learned._mlp import MLPState, mlp
@@ -18,6 +19,7 @@ __all__ = [
     "PartitionState",
     "ReversibleMomentumState",
     "adaptive_lstm",
+    "fixed",
     "hyperparameters",
     "load",
     "lstm",

@@ -13,6 +13,12 @@ An estimator is made by a factory `(opt, task, batch=1)`:
 | `reversible` | exact, of momentum run backwards | T log₂(1/γ) bits a param | long schedules |
 | `imitation` | of the distance to a teacher | K | a start |
 
+In the place of a task each takes a `LearnedTask`, except `imitation`: φ is then
+`{"optimizer": φ, "task": ψ}`, and the gradient that to both. Gradients of the loss depend on ψ
+directly, so they must not be held constant: `second_derivatives=True`, or an error. To a segment of
+`truncated` that does not begin an episode, what ψ did to θ₀ is a constant; `pes` counts it.
+`learned.fixed(tx)` stands for an optimizer with nothing to learn.
+
 `weighted` makes one of several on one task, and `mixture` one of several tasks. They nest: a
 mixture of weighted sums is an estimator too. `train` says which of them helps against what.
 """

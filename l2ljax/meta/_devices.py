@@ -10,14 +10,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from l2ljax import _checks
-from l2ljax.core import Estimate, Estimator, Key, LearnedOptimizer, Phi, Task, closure
+from l2ljax.core import (
+    Estimate,
+    Estimator,
+    Key,
+    LearnedOptimizer,
+    LearnedTask,
+    Phi,
+    Task,
+    closure,
+)
 from l2ljax.meta._segments import EstimatorFactory, make_estimator
 
 
 def over_devices(
     factory: EstimatorFactory,
     opt: LearnedOptimizer,
-    task: Task | Sequence[Task],
+    task: Task | LearnedTask | Sequence[Task | LearnedTask],
     batch: int,
     mesh: Mesh,
 ) -> Estimator:

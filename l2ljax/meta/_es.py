@@ -77,7 +77,8 @@ def es(
         truncation,
         step_weights=step_weights,
         meta_loss=meta_loss,
-        second_derivatives=False,
+        # Nothing is differentiated, so nothing is held constant.
+        second_derivatives=True,
         gradient=closure(
             _sampled, std=float(std), pairs=pairs, whole=lengths.lengths == (truncation,)
         ),

@@ -43,5 +43,6 @@ def hypergradient_descent(*, horizon: int = 100) -> EstimatorFactory:
         1,
         step_weights=None,
         meta_loss="mean",
-        second_derivatives=False,
+        # Of one step there are none; of a `LearnedTask`, whose gradient this is too, there are.
+        second_derivatives=True,
     )

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from l2ljax.core import (
     Estimator,
     LearnedOptimizer,
+    LearnedTask,
     Params,
-    Phi,
     Scalar,
     Task,
     as_partial,
@@ -72,6 +72,7 @@ def imitation(
     Raises:
         ValueError: for sizes below 1, a truncation that does not divide a horizon, or a curriculum
             of one horizon.
+        TypeError: from the factory, for a `LearnedTask`, whose metaparameters it says nothing of.
 
     Reference:
         Chen et al. (2020), 'Training stronger baselines for learning to optimize' (off-policy
@@ -92,8 +93,16 @@ def imitation(
     teacher = as_pytree(teacher)
 
     def factory(
-        opt: LearnedOptimizer, task: Task, batch: int = 1, axis: str | None = None
+        opt: LearnedOptimizer,
+        task: Task | LearnedTask,
+        batch: int = 1,
+        axis: str | None = None,
     ) -> Estimator:
+        if isinstance(task, LearnedTask):
+            raise TypeError(
+                "meta.imitation needs a Task, got a LearnedTask: the distance to a teacher says "
+                "nothing of a task's metaparameters"
+            )
         return segmented(
             as_partial(_start),
             closure(_run, truncation=truncation),
@@ -110,22 +119,21 @@ def imitation(
 
 
 def _start(
-    opt: LearnedOptimizer, teacher: optax.GradientTransformation, phi: Phi, params: Params
+    tx: optax.GradientTransformation, teacher: optax.GradientTransformation, params: Params
 ) -> tuple[Any, Any]:
-    return init_batch(teacher, params), init_batch(opt.bind(phi), params)
+    return init_batch(teacher, params), init_batch(tx, params)
 
 
 def _run(
-    opt: LearnedOptimizer,
+    tx: optax.GradientTransformation,
     task: Task,
     teacher: optax.GradientTransformation,
-    phi: Phi,
     state: TruncatedState,
     *,
     truncation: int,
 ) -> tuple[Scalar, tuple[Array, Params, Any]]:
     lead = update_rule(teacher, task, batched=True)
-    follow = update_rule(opt.bind(phi), task, batched=True)
+    follow = update_rule(tx, task, batched=True)
 
     def update(
         gradient: Params, carry: _Carry, params: Params, *rest: Any

@@ -5,12 +5,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
-from l2ljax.core import Estimator, LearnedOptimizer, Params, Phi, Scalar, Task, as_partial, closure
+from l2ljax.core import (
+    Estimator,
+    LearnedOptimizer,
+    LearnedTask,
+    Params,
+    Scalar,
+    Task,
+    as_partial,
+    closure,
+)
+from l2ljax.meta._binding import require_second_derivatives
 from l2ljax.meta._horizons import Horizons
 from l2ljax.meta._segments import EstimatorFactory, TruncatedState, segmented
 from l2ljax.meta._unroll import advance, init_batch, update_rule
@@ -61,8 +72,12 @@ def estimator_of(
     )
 
     def factory(
-        opt: LearnedOptimizer, task: Task, batch: int = 1, axis: str | None = None
+        opt: LearnedOptimizer,
+        task: Task | LearnedTask,
+        batch: int = 1,
+        axis: str | None = None,
     ) -> Estimator:
+        require_second_derivatives(task, second_derivatives)
         return segmented(
             as_partial(start),
             run,
@@ -111,17 +126,16 @@ def step_weight_table(
     return jnp.stack([jnp.pad(row, (0, lengths.lengths[-1] - row.size)) for row in rows])
 
 
-def start(opt: LearnedOptimizer, extra: Array, phi: Phi, params: Params) -> Any:
+def start(tx: optax.GradientTransformation, extra: Array, params: Params) -> Any:
     """The first state of the bound transformation, for a batch of params."""
     del extra
-    return init_batch(opt.bind(phi), params)
+    return init_batch(tx, params)
 
 
 def run_segment(
-    opt: LearnedOptimizer,
+    tx: optax.GradientTransformation,
     task: Task,
     weights: Float[Array, "... horizon"],
-    phi: Phi,
     state: TruncatedState,
     *,
     horizons: Horizons,
@@ -132,7 +146,7 @@ def run_segment(
 ) -> tuple[Scalar, tuple[Array, Params, Any]]:
     """The meta-loss of one segment, then losses, params and state as `advance` returns them."""
     losses, params, opt_state = advance(
-        update_rule(opt.bind(phi), task, batched=True),
+        update_rule(tx, task, batched=True),
         task,
         state.episode,
         state.opt_state,

@@ -12,7 +12,16 @@ import optax
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
-from l2ljax.core import Estimate, Estimator, Key, LearnedOptimizer, Phi, Task, closure
+from l2ljax.core import (
+    Estimate,
+    Estimator,
+    Key,
+    LearnedOptimizer,
+    LearnedTask,
+    Phi,
+    Task,
+    closure,
+)
 from l2ljax.meta._episodes import TASK_DRAW, member_key
 from l2ljax.meta._segments import EstimatorFactory, make_estimator
 from l2ljax.meta._truncated import truncated
@@ -35,7 +44,7 @@ class Mixture:
     def __call__(
         self,
         opt: LearnedOptimizer,
-        tasks: Task | Sequence[Task],
+        tasks: Task | LearnedTask | Sequence[Task | LearnedTask],
         batch: int = 1,
         axis: str | None = None,
     ) -> Estimator:
@@ -43,7 +52,8 @@ class Mixture:
 
         Args:
             opt: the learned optimizer.
-            tasks: what it is trained on; they may differ in everything.
+            tasks: what it is trained on; they may differ in everything. Learned ones share one ψ,
+                which the first of them draws.
             batch: problems of one meta-gradient, of any task.
             axis: as in `meta.EstimatorFactory`.
 
@@ -51,12 +61,18 @@ class Mixture:
             The estimator; its state is a tuple of the members' states.
 
         Raises:
-            ValueError: for no tasks, or another number of estimators or weights than of tasks.
+            ValueError: for no tasks, another number of estimators or weights than of tasks, or
+                tasks of which some have metaparameters and some have not.
         """
-        if isinstance(tasks, Task) or not len(tasks):
-            found = "one Task" if isinstance(tasks, Task) else repr(tasks)
+        if isinstance(tasks, Task | LearnedTask) or not len(tasks):
+            found = "one Task" if isinstance(tasks, Task | LearnedTask) else repr(tasks)
             raise ValueError(f"tasks must be a sequence of at least one Task, got {found}")
         count = len(tasks)
+        learned = sum(isinstance(task, LearnedTask) for task in tasks)
+        if learned not in (0, count):
+            raise ValueError(
+                f"tasks must all be learned ones, or none, got {learned} LearnedTask of {count}"
+            )
         if isinstance(self.estimators, tuple):
             _require_length("estimators", self.estimators, count)
             factories = self.estimators

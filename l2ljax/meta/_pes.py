@@ -9,13 +9,26 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from l2ljax import _checks
-from l2ljax.core import Estimate, Estimator, Key, LearnedOptimizer, Phi, Task, as_partial, closure
+from l2ljax.core import (
+    Estimate,
+    Estimator,
+    Key,
+    LearnedOptimizer,
+    LearnedTask,
+    Phi,
+    Task,
+    as_partial,
+    closure,
+)
 from l2ljax.meta import _perturbations
+from l2ljax.meta._binding import bind
+from l2ljax.meta._episodes import Episode
 from l2ljax.meta._horizons import Horizons, horizons
 from l2ljax.meta._meta_loss import META_LOSSES, StepWeights, run_segment, start, step_weight_table
 from l2ljax.meta._segments import (
     EstimatorFactory,
     TruncatedState,
+    after,
     average,
     begin_batch,
     going_on,
@@ -28,8 +41,9 @@ class PESState(NamedTuple):
     """Where the episodes stand, one run of each problem for every perturbation.
 
     Attributes:
-        segment: as of `truncated`, but params and the optimizer's state have one more leading axis,
-            first φ + σε of all pairs, then φ - σε.
+        segment: as of `truncated`, but params and the optimizer's state, and for a `LearnedTask`
+            all that its metaparameters may change, have one more leading axis, first φ + σε of all
+            pairs, then φ - σε.
         accumulated: ξ, the noise of the present episodes so far; a tree like φ with an axis of
             pairs.
     """
@@ -101,7 +115,10 @@ def pes(
     )
 
     def factory(
-        opt: LearnedOptimizer, task: Task, batch: int = 1, axis: str | None = None
+        opt: LearnedOptimizer,
+        task: Task | LearnedTask,
+        batch: int = 1,
+        axis: str | None = None,
     ) -> Estimator:
         _checks.count("batch", batch)
         fresh = closure(
@@ -132,22 +149,18 @@ def pes(
     return factory
 
 
-def _for_all(state: TruncatedState, pairs: int) -> TruncatedState:
-    """One copy of params and optimizer's state for each perturbed run."""
-
-    def repeat(leaf: Array) -> Array:
-        return jnp.broadcast_to(leaf, (2 * pairs, *leaf.shape))
-
-    return state._replace(
-        episode=state.episode._replace(params=jax.tree.map(repeat, state.episode.params)),
-        opt_state=jax.tree.map(repeat, state.opt_state),
-    )
+def _axes(task: Task | LearnedTask) -> TruncatedState:
+    """What each perturbed run has of its own, as axes for `jax.vmap`; the rest they share."""
+    own: Any = 0
+    shared: Any = None
+    of_task = own if isinstance(task, LearnedTask) else shared
+    return TruncatedState(shared, Episode(of_task, own, shared), own, initial=of_task)
 
 
 def _init(
     fresh: Partial,
     opt: LearnedOptimizer,
-    task: Task,
+    task: Task | LearnedTask,
     weights: Array,
     key: Key,
     phi: Phi,
@@ -156,15 +169,16 @@ def _init(
     pairs: int,
 ) -> PESState:
     state = init_ended(fresh, opt, task, weights, key, phi, horizons=horizons)
+    for_all = jax.vmap(lambda: state, in_axes=(), out_axes=_axes(task), axis_size=2 * pairs)
     zeros = jax.tree.map(lambda leaf: jnp.zeros((pairs, *jnp.shape(leaf)), leaf.dtype), phi)
-    return PESState(_for_all(state, pairs), zeros)
+    return PESState(for_all(), zeros)
 
 
 def _estimate(
     fresh: Partial,
     run: Partial,
     opt: LearnedOptimizer,
-    task: Task,
+    task: Task | LearnedTask,
     weights: Array,
     phi: Phi,
     state: PESState,
@@ -176,35 +190,25 @@ def _estimate(
     pairs: int,
     axis: str | None,
 ) -> tuple[Estimate, PESState]:
-    def begin() -> TruncatedState:
-        return _for_all(fresh(opt, task, weights, phi, key, state.segment.begun), pairs)
+    def one_run(
+        phi: Phi, segment: TruncatedState
+    ) -> tuple[Array, Array, TruncatedState, TruncatedState]:
+        tx, bound = bind(opt, task, phi)
+        # For each run, from its own φ: an optimizer may learn the state that it starts from.
+        present = going_on(segment, lambda: fresh(tx, bound, weights, key, segment.begun), horizons)
+        loss, (losses, params, opt_state) = run(tx, bound, weights, present)
+        return loss, losses, present, after(present, truncation, params, opt_state)
 
-    present = going_on(state.segment, begin, horizons)
     noise = _perturbations.draw(key, phi, pairs)
+    axes = _axes(task)
+    found, losses, present, segment = jax.vmap(
+        one_run, in_axes=(0, axes), out_axes=(0, 0, axes, axes)
+    )(_perturbations.both_ways(phi, noise, std), state.segment)
     accumulated = jax.tree.map(
         lambda sum, noise: jnp.where(present.step == 0, noise, sum + noise),
         state.accumulated,
         noise,
     )
-
-    def one_run(phi: Phi, params: Any, opt_state: Any) -> tuple[Array, tuple[Array, Any, Any]]:
-        opt_state = jax.lax.cond(
-            present.step == 0,
-            # An optimizer may learn the state that it starts from.
-            lambda: start(opt, weights, phi, params),
-            lambda: opt_state,
-        )
-        episode = present.episode._replace(params=params)
-        return run(opt, task, weights, phi, present._replace(episode=episode, opt_state=opt_state))
-
-    found, (losses, params, opt_state) = jax.vmap(one_run)(
-        _perturbations.both_ways(phi, noise, std), present.episode.params, present.opt_state
-    )
     grad = _perturbations.slope(found, accumulated, std)
     loss, grad, losses = average(axis, (found.mean(), grad, losses[:, 1:].mean(axis=(0, 2))))
-    segment = present._replace(
-        step=present.step + truncation,
-        episode=present.episode._replace(params=params),
-        opt_state=opt_state,
-    )
     return Estimate(loss, grad, measurements(present, losses)), PESState(segment, accumulated)

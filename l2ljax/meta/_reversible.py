@@ -1,6 +1,6 @@
 """The exact meta-gradient of momentum, by running it backwards: no state of a step is kept."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +14,16 @@ from l2ljax.core import (
     Estimator,
     Key,
     LearnedOptimizer,
+    LearnedTask,
     Phi,
+    Problem,
     ReversibleOptimizer,
     Scalar,
     Task,
     closure,
 )
 from l2ljax.meta import _fixed_point as fixed
+from l2ljax.meta._binding import at, join, require_second_derivatives, split
 from l2ljax.meta._episodes import Episode, batch_keys, begin
 from l2ljax.meta._horizons import horizons
 from l2ljax.meta._meta_loss import META_LOSSES, StepWeights, step_weight_table
@@ -53,9 +56,13 @@ def reversible(
     \theta_t &= \theta_{t+1} - \alpha_t v_{t+1}, &
     v_t &= (v_{t+1} + (1 - \gamma_t) \nabla_t) / \gamma_t, \\
     d\gamma_t &= dv^\top (v_t + \nabla_t), &
-    d\theta &\mathrel{-}= (1 - \gamma_t) \nabla^2 f_t(\theta_t)\, dv, \qquad
-    dv \leftarrow \gamma_t\, dv .
+    d\theta &\mathrel{-}= (1 - \gamma_t) \nabla^2 f_t(\theta_t)\, dv, \\
+    d\psi &\mathrel{-}= (1 - \gamma_t)\, \partial_\psi (\nabla_t^\top dv), &
+    dv &\leftarrow \gamma_t\, dv .
     \end{aligned}$$
+
+    The last $d\theta$ goes through the task's `init`: the ψ of a `LearnedTask` may be in θ₀, in the
+    loss (penalties, training data) and in the objective.
 
     The gradient is that of `meta.full`. Params and velocity are integers of 64 bits in units of
     2⁻⁴⁸. What a product by γ loses, $\log_2(1/\gamma)$ bits a param and step, is kept in a buffer
@@ -111,7 +118,10 @@ def reversible(
     }
 
     def factory(
-        opt: LearnedOptimizer, task: Task, batch: int = 1, axis: str | None = None
+        opt: LearnedOptimizer,
+        task: Task | LearnedTask,
+        batch: int = 1,
+        axis: str | None = None,
     ) -> Estimator:
         if not isinstance(opt, ReversibleOptimizer):
             raise TypeError(
@@ -119,6 +129,7 @@ def reversible(
                 f"learned.reversible_momentum(...), got {opt!r}"
             )
         _checks.count("batch", batch)
+        require_second_derivatives(task, second_derivatives)
         return Estimator(
             init=closure(_init),
             estimate=closure(_estimate, opt, task, weights, batch=batch, axis=axis, **settings),
@@ -137,10 +148,11 @@ class _Point(NamedTuple):
 
 
 class _Adjoints(NamedTuple):
-    """Derivatives of the meta-loss with respect to the present params and velocity."""
+    """Derivatives of the meta-loss with respect to the present params and velocity, and to ψ."""
 
     params: list[Array]
     velocity: list[Array]
+    psi: Any
 
 
 _Moved = tuple[list[fixed.Exact], _Adjoints, list[Array], list[Array]]
@@ -155,7 +167,7 @@ def _init(key: Key, phi: Phi) -> Int[Array, ""]:
 
 def _estimate(
     opt: ReversibleOptimizer,
-    task: Task,
+    task: Task | LearnedTask,
     weights: Float[Array, " horizon"],
     phi: Phi,
     state: Int[Array, ""],
@@ -167,11 +179,13 @@ def _estimate(
     meta_loss: str,
     second_derivatives: bool,
 ) -> tuple[Estimate, Int[Array, ""]]:
-    episodes = jax.vmap(begin, in_axes=(None, 0))(task, batch_keys(key, batch, axis))
-    one = jax.tree.map(lambda leaf: leaf[0], episodes.params)
+    own, psi = split(task, phi)
+    _checks.floating_leaves("psi", psi)
+    keys = batch_keys(key, batch, axis)
+    one = jax.eval_shape(begin, at(task, psi), keys[0]).params
     _checks.floating_leaves("params", one)
     times = jnp.arange(weights.size, dtype=jnp.int32)
-    (rates, decays), pull = jax.vjp(lambda phi: opt.coefficients(phi, one, times), phi)
+    (rates, decays), pull = jax.vjp(lambda own: opt.coefficients(own, one, times), own)
     numerators = [
         jnp.round(decay * fixed.DENOMINATOR).astype(jnp.int32) for decay in jax.tree.leaves(decays)
     ]
@@ -183,27 +197,28 @@ def _estimate(
     ]
     exhausted = jnp.any(jnp.array([leaf.spill.sum() > capacity for leaf in coefficients]))
 
-    def run(episode: Episode) -> tuple[Array, list[Array], list[Array], Array, Array]:
+    def run(key: Key) -> tuple[Array, list[Array], list[Array], Any, Array, Array]:
         return _there_and_back(
             coefficients,
-            task,
+            lambda psi: _Start(at(task, psi), begin(at(task, psi), key)),
+            psi,
             weights,
-            episode,
             capacity=capacity,
             meta_loss=meta_loss,
             second_derivatives=second_derivatives,
         )
 
-    losses, d_rates, d_decays, overflow, recovered = jax.vmap(run)(episodes)
+    losses, d_rates, d_decays, d_psi, overflow, recovered = jax.vmap(run)(keys)
     measured = META_LOSSES[meta_loss](losses[:, 1:], losses[:, :1]).mean(axis=0)
     loss = weights.astype(measured.dtype) @ measured
     cotangents = (
         jax.tree.unflatten(jax.tree.structure(one), [d.mean(axis=0) for d in columns])
         for columns in (d_rates, d_decays)
     )
-    (grad,) = pull(
+    (d_own,) = pull(
         jax.tree.map(lambda d, like: d.astype(like.dtype), tuple(cotangents), (rates, decays))
     )
+    grad = join(task, d_own, jax.tree.map(lambda d: d.mean(axis=0), d_psi))
     loss, grad, losses = average(axis, (loss, grad, losses[:, 1:].mean(axis=0)))
     overflow = overflow.any()
     flags = {
@@ -219,30 +234,38 @@ def _estimate(
     return Estimate(loss, grad, aux), state
 
 
+class _Start(NamedTuple):
+    """What ψ decides: the task, and the problem and θ₀ drawn from it."""
+
+    task: Task
+    episode: Episode
+
+
 def _there_and_back(
     coefficients: list[fixed.Coefficients],
-    task: Task,
+    start: Callable[[Any], _Start],
+    psi: Any,
     weights: Float[Array, " horizon"],
-    episode: Episode,
     *,
     capacity: int,
     meta_loss: str,
     second_derivatives: bool,
-) -> tuple[Array, list[Array], list[Array], Bool[Array, ""], Bool[Array, ""]]:
+) -> tuple[Array, list[Array], list[Array], Any, Bool[Array, ""], Bool[Array, ""]]:
     """One episode: 2 T + 1 steps of one loop, T ahead, one to turn, T back.
 
     Both ways are one loop because both must have the same gradients, to the bit: here they come
     from the same instructions, and no compiler can order the sums of one way differently.
 
     Returns:
-        The objective at θ₀ … θ_T; dα and dγ, lists over leaves of `[T]`; whether a number was too
-        large; and whether θ₀ was recovered.
+        The objective at θ₀ … θ_T; dα and dγ, lists over leaves of `[T]`; dψ; whether a number was
+        too large; and whether θ₀ was recovered.
     """
     horizon = weights.size
-    problem, start, loss_key = episode
-    leaves, structure = jax.tree.flatten(start)
+    task, (problem, first_params, loss_key) = start(psi)
+    leaves, structure = jax.tree.flatten(first_params)
     dtypes = [leaf.dtype for leaf in leaves]
-    weights = jnp.concatenate([jnp.zeros(1, weights.dtype), weights])
+    zeros = [jnp.zeros_like(leaf) for leaf in leaves]
+    of_losses = jax.grad(META_LOSSES[meta_loss], argnums=(0, 1))
 
     def floats(values: Iterable[fixed.Fixed]) -> list[Array]:
         return [fixed.to_float(x, dtype) for x, dtype in zip(values, dtypes, strict=True)]
@@ -253,19 +276,40 @@ def _there_and_back(
     def velocity_of(exact: list[fixed.Exact]) -> list[Array]:
         return floats(leaf.velocity for leaf in exact)
 
-    def slopes(function: Any, values: list[Array], t: Array) -> tuple[Scalar, list[Array]]:
-        """The task's loss or objective at a step, and its gradient."""
-        key = jax.random.fold_in(loss_key, t)
+    def measure(function: Any, problem: Problem, values: list[Array], t: Array) -> Scalar:
+        """The task's loss or objective at a step."""
         params = jax.tree.unflatten(structure, values)
-        value, gradient = jax.value_and_grad(function)(params, problem, key)
-        return value, jax.tree.leaves(gradient)
+        return function(params, problem, jax.random.fold_in(loss_key, t))
+
+    def slopes(function: Any, values: list[Array], t: Array) -> tuple[Scalar, list[Array]]:
+        """The loss or objective, and its gradient."""
+        return jax.value_and_grad(lambda values: measure(function, problem, values, t))(values)
+
+    def factor(at: _Point) -> Scalar:
+        """The derivative of the meta-loss with respect to the objective of this step."""
+        later, initial = of_losses(at.objective, at.objective)
+        weight = weights[at.t - 1].astype(later.dtype)
+        return jnp.where(at.t > 0, weight * later, weights.sum().astype(later.dtype) * initial)
 
     def direct(at: _Point) -> list[Array]:
         """The gradient of the meta-loss's term of this step."""
-        unit = jnp.ones((), at.objective.dtype)
-        factor = jax.grad(META_LOSSES[meta_loss])(at.objective, unit)
-        factor *= weights[at.t].astype(factor.dtype)
-        return [factor.astype(g.dtype) * g for g in at.slopes]
+        by_objective = factor(at)
+        return [by_objective.astype(g.dtype) * g for g in at.slopes]
+
+    def direct_psi(at: _Point, values: list[Array], direction: list[Array]) -> Any:
+        """The derivative of that term with respect to ψ, and of the loss's slope along a line."""
+
+        def terms(psi: Any) -> Scalar:
+            task, (problem, _, _) = start(psi)
+            value, slope = jax.jvp(
+                lambda values: measure(task.loss, problem, values, at.t), (values,), (direction,)
+            )
+            if task.objective is not task.loss:
+                value = measure(task.objective, problem, values, at.t)
+            return factor(at).astype(value.dtype) * value + slope
+
+        # Where there is no ψ, nothing of this is traced.
+        return jax.grad(terms)(psi) if jax.tree.leaves(psi) else psi
 
     def ahead(
         at: _Point, now: list[fixed.Coefficients], exact: list[fixed.Exact], adjoints: _Adjoints
@@ -276,12 +320,13 @@ def _there_and_back(
     def turn(
         at: _Point, now: list[fixed.Coefficients], exact: list[fixed.Exact], adjoints: _Adjoints
     ) -> _Moved:
-        return exact, adjoints._replace(params=direct(at)), nothing, nothing
+        d_psi = direct_psi(at, params_of(exact), zeros)
+        return exact, adjoints._replace(params=direct(at), psi=d_psi), nothing, nothing
 
     def back(
         at: _Point, now: list[fixed.Coefficients], exact: list[fixed.Exact], adjoints: _Adjoints
     ) -> _Moved:
-        d_params, d_velocity = adjoints
+        d_params, d_velocity, d_psi = adjoints
         d_rates = [_dot(d, v) for d, v in zip(d_params, velocity_of(exact), strict=True)]
         d_velocity = [
             dv + leaf.rate.astype(dv.dtype) * dw
@@ -292,11 +337,13 @@ def _there_and_back(
             _dot(dv, v + g)
             for dv, v, g in zip(d_velocity, velocity_of(exact), at.gradient, strict=True)
         ]
+        direction = [
+            -(1 - leaf.decay).astype(dv.dtype) * dv
+            for leaf, dv in zip(now, d_velocity, strict=True)
+        ]
+        more = direct_psi(at, params_of(exact), direction)
+        d_psi = jax.tree.map(jnp.add, d_psi, more)
         if second_derivatives:
-            direction = [
-                -(1 - leaf.decay).astype(dv.dtype) * dv
-                for leaf, dv in zip(now, d_velocity, strict=True)
-            ]
             _, bent = jax.jvp(
                 lambda values: slopes(task.loss, values, at.t)[1], (params_of(exact),), (direction,)
             )
@@ -305,7 +352,7 @@ def _there_and_back(
             leaf.decay.astype(dv.dtype) * dv for leaf, dv in zip(now, d_velocity, strict=True)
         ]
         d_params = [dw + d for dw, d in zip(d_params, direct(at), strict=True)]
-        return exact, _Adjoints(d_params, d_velocity), d_rates, d_decays
+        return exact, _Adjoints(d_params, d_velocity, d_psi), d_rates, d_decays
 
     def step(carry: tuple[list[fixed.Exact], Any, _Adjoints, Array], k: Array) -> tuple[Any, Any]:
         exact, first, adjoints, overflow = carry
@@ -323,7 +370,10 @@ def _there_and_back(
         value, gradient = slopes(task.loss, values, t)
         at = _Point(t, gradient, value, gradient)
         if task.objective is not task.loss:
-            at = _Point(t, gradient, *slopes(task.objective, values, t))
+            needed = jnp.where((k >= horizon) & counts[t], 2, (k <= horizon).astype(jnp.int32))
+            at = _Point(
+                t, gradient, *jax.lax.switch(needed, [neither, value_alone, both], values, t)
+            )
         overflow |= _too_large([*gradient, *values, *velocity_of(exact)])
         way = (k >= horizon).astype(jnp.int32) + (k > horizon)
         exact, adjoints, d_rates, d_decays = jax.lax.switch(
@@ -331,16 +381,31 @@ def _there_and_back(
         )
         return (exact, first, adjoints, overflow), (at.objective, d_rates, d_decays)
 
+    # An objective on much data costs more than the step: it is computed where it counts.
+    counts = jnp.concatenate([jnp.array([meta_loss == "log_improvement"]), weights != 0])
+
+    def both(values: list[Array], t: Array) -> tuple[Scalar, list[Array]]:
+        return slopes(task.objective, values, t)
+
+    def value_alone(values: list[Array], t: Array) -> tuple[Scalar, list[Array]]:
+        return measure(task.objective, problem, values, t), zeros
+
+    def neither(values: list[Array], t: Array) -> tuple[Scalar, list[Array]]:
+        # One and not zero, whose logarithm has no derivative.
+        return jnp.ones_like(value_alone(values, t)[0]), zeros
+
     exact = [fixed.start(leaf, capacity) for leaf in leaves]
-    adjoints = _Adjoints(*([jnp.zeros_like(leaf) for leaf in leaves] for _ in range(2)))
+    adjoints = _Adjoints(zeros, zeros, jax.tree.map(jnp.zeros_like, psi))
     nothing = [jnp.zeros((), _wide(dtype)) for dtype in dtypes]
     first = [leaf.velocity for leaf in exact]
-    (exact, first, _, overflow), (losses, d_rates, d_decays) = jax.lax.scan(
+    (exact, first, adjoints, overflow), (losses, d_rates, d_decays) = jax.lax.scan(
         step,
         (exact, first, adjoints, jnp.zeros((), bool)),
         jnp.arange(2 * horizon + 1, dtype=jnp.int32),
     )
     recovered = [fixed.is_at_rest(*leaf) for leaf in zip(exact, first, strict=True)]
+    _, pull = jax.vjp(lambda psi: jax.tree.leaves(start(psi).episode.params), psi)
+    d_psi = jax.tree.map(jnp.add, adjoints.psi, *pull(adjoints.params))
 
     def in_order(rows: list[Array]) -> list[Array]:
         return [row[:horizon:-1] for row in rows]
@@ -349,6 +414,7 @@ def _there_and_back(
         losses[: horizon + 1],
         in_order(d_rates),
         in_order(d_decays),
+        d_psi,
         overflow,
         jnp.all(jnp.array(recovered)),
     )

@@ -15,6 +15,7 @@ from l2ljax.core import (
     Estimator,
     Key,
     LearnedOptimizer,
+    LearnedTask,
     Params,
     Phi,
     Scalar,
@@ -22,6 +23,7 @@ from l2ljax.core import (
     as_partial,
     closure,
 )
+from l2ljax.meta._binding import bind
 from l2ljax.meta._episodes import Episode, batch_keys, begin
 from l2ljax.meta._horizons import Horizons
 
@@ -69,7 +71,7 @@ def segmented(
     start: Partial,
     run: Partial,
     opt: LearnedOptimizer,
-    task: Task,
+    task: Task | LearnedTask,
     extra: Any,
     *,
     horizons: Horizons,
@@ -82,10 +84,10 @@ def segmented(
     """An estimator that handles one segment a call, with all before it constant to the gradient.
 
     Args:
-        start: `start(opt, extra, phi, params) -> opt_state`, for a batch of params.
-        run: `run(opt, task, extra, phi, state) -> (meta-loss, (losses, params, opt_state))`: takes
-            the episodes of a `TruncatedState` `truncation` steps on; `losses` are those of
-            `advance`, before the first step too.
+        start: `start(tx, extra, params) -> opt_state`, for a batch of params.
+        run: `run(tx, task, extra, state) -> (meta-loss, (losses, params, opt_state))`: takes the
+            episodes of a `TruncatedState` `truncation` steps on; `losses` are those of `advance`,
+            before the first step too.
         opt: the learned optimizer.
         task: what it is trained on.
         extra: arrays that `start` and `run` need besides.
@@ -114,7 +116,6 @@ def segmented(
         estimate=closure(
             _estimate,
             fresh,
-            start,
             run,
             gradient,
             opt,
@@ -128,10 +129,9 @@ def segmented(
 
 def begin_batch(
     start: Partial,
-    opt: LearnedOptimizer,
+    tx: optax.GradientTransformation,
     task: Task,
     extra: Any,
-    phi: Phi,
     key: Key,
     begun: Int[Array, ""] | None,
     *,
@@ -145,7 +145,7 @@ def begin_batch(
     return TruncatedState(
         step=jnp.zeros((), jnp.int32),
         episode=episode,
-        opt_state=start(opt, extra, phi, episode.params),
+        opt_state=start(tx, extra, episode.params),
         horizon=horizons.draw(key, begun),
         begun=None if begun is None else optax.safe_increment(begun),
         initial=jax.vmap(_initial, in_axes=(None, 0))(task, episode) if keep_initial else None,
@@ -160,7 +160,7 @@ def _initial(task: Task, episode: Episode) -> Scalar:
 def init_ended(
     fresh: Partial,
     opt: LearnedOptimizer,
-    task: Task,
+    task: Task | LearnedTask,
     extra: Any,
     key: Key,
     phi: Phi,
@@ -169,7 +169,7 @@ def init_ended(
 ) -> TruncatedState:
     """A state of episodes that have ended: the key of the first `estimate` decides what is seen."""
     none = None if horizons.curriculum is None else jnp.zeros((), jnp.int32)
-    state = fresh(opt, task, extra, phi, key, none)
+    state = fresh(*bind(opt, task, phi), extra, key, none)
     return state._replace(step=jnp.full((), horizons.lengths[-1], jnp.int32), begun=none)
 
 
@@ -201,11 +201,10 @@ def _backwards(meta_loss: MetaLoss, phi: Phi, key: Key) -> tuple[tuple[Scalar, A
 
 def _estimate(
     fresh: Partial,
-    start: Partial,
     run: Partial,
     gradient: Partial,
     opt: LearnedOptimizer,
-    task: Task,
+    task: Task | LearnedTask,
     extra: Any,
     phi: Phi,
     state: TruncatedState,
@@ -215,20 +214,25 @@ def _estimate(
     truncation: int,
     axis: str | None,
 ) -> tuple[Estimate, TruncatedState]:
-    present = going_on(state, lambda: fresh(opt, task, extra, phi, key, state.begun), horizons)
+    def meta_loss(phi: Phi) -> tuple[Scalar, tuple[Array, TruncatedState, Params, Any]]:
+        tx, bound = bind(opt, task, phi)
+        # Inside the gradient: an optimizer may learn the state that it starts from, a task θ₀.
+        present = going_on(state, lambda: fresh(tx, bound, extra, key, state.begun), horizons)
+        loss, (losses, params, opt_state) = run(tx, bound, extra, present)
+        return loss, (losses, present, params, opt_state)
 
-    def meta_loss(phi: Phi) -> tuple[Scalar, tuple[Array, Params, Any]]:
-        opt_state = jax.lax.cond(
-            present.step == 0,
-            # Again, inside the gradient: an optimizer may learn the state that it starts from.
-            lambda: start(opt, extra, phi, present.episode.params),
-            lambda: present.opt_state,
-        )
-        return run(opt, task, extra, phi, present._replace(opt_state=opt_state))
-
-    (loss, (losses, params, opt_state)), grad = gradient(meta_loss, phi, key)
+    (loss, (losses, present, params, opt_state)), grad = gradient(meta_loss, phi, key)
     loss, grad, losses = average(axis, (loss, grad, losses[1:].mean(axis=1)))
-    return Estimate(loss, grad, measurements(present, losses)), present._replace(
+    return Estimate(loss, grad, measurements(present, losses)), after(
+        present, truncation, params, opt_state
+    )
+
+
+def after(
+    present: TruncatedState, truncation: int, params: Params, opt_state: Any
+) -> TruncatedState:
+    """The state that a segment leaves."""
+    return present._replace(
         step=present.step + truncation,
         episode=present.episode._replace(params=params),
         opt_state=opt_state,

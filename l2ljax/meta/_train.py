@@ -19,12 +19,14 @@ from l2ljax.core import (
     Estimator,
     Key,
     LearnedOptimizer,
+    LearnedTask,
     Phi,
     Scalar,
     Task,
     as_partial,
     as_pytree,
 )
+from l2ljax.meta._binding import drawing
 from l2ljax.meta._devices import over_devices, replicate
 from l2ljax.meta._mixture import Mixture, mixture
 from l2ljax.meta._progress import Callback, Progress, ProgressBar, TrainState
@@ -55,7 +57,7 @@ class TrainResult:
 
 def make_step(
     opt: LearnedOptimizer,
-    task: Task | Sequence[Task],
+    task: Task | LearnedTask | Sequence[Task | LearnedTask],
     *,
     key: Key,
     batch: int = 1,
@@ -71,12 +73,12 @@ def make_step(
 
     Args:
         opt: the learned optimizer.
-        task: what it is trained on; several tasks as in `train`.
+        task: what it is trained on; a learned task and several tasks as in `train`.
         key: draws the first φ and the estimator's first state.
         batch: problems of one meta-gradient.
         meta_optimizer: any optax transformation; default `optax.adam(1e-3)`.
         estimator: an estimator factory; default `truncated(horizon=100, truncation=20)`.
-        phi: the first φ; default: drawn by `opt.init`.
+        phi: the first φ; default: drawn by `opt.init`, and ψ by `task.init`.
         mesh: devices that share the batch, as in `train`.
 
     Returns:
@@ -96,15 +98,16 @@ def make_step(
     (1, ['grad_norm', 'loss', 'losses', 'skipped', 'step'])
     """
     estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator, mesh)
+    draw = drawing(opt, task)
     if mesh is not None:
-        opt, estimates, meta, key, phi = replicate((opt, estimates, meta, key, phi), mesh)
+        draw, estimates, meta, key, phi = replicate((draw, estimates, meta, key, phi), mesh)
     step = Partial(_jitted_step if mesh is None else partial(_step_on, mesh), estimates, meta)
-    return step, _jitted_start(opt, estimates, meta, key, phi)
+    return step, _jitted_start(draw, estimates, meta, key, phi)
 
 
 def train(
     opt: LearnedOptimizer,
-    task: Task | Sequence[Task],
+    task: Task | LearnedTask | Sequence[Task | LearnedTask],
     *,
     key: Key,
     steps: int,
@@ -147,7 +150,9 @@ def train(
     Args:
         opt: the learned optimizer.
         task: what it is trained on; or several tasks, of which every meta-step draws one (see
-            `mixture`, whose `estimator=mixture(...)` has weights and an estimator for each).
+            `mixture`, whose `estimator=mixture(...)` has weights and an estimator for each). With
+            a `LearnedTask` its metaparameters ψ are trained too, and φ is
+            `{"optimizer": φ, "task": ψ}`; the estimator must be exact in second derivatives.
         key: PRNG key of the whole run.
         steps: meta-updates (with truncation 20 and horizon 100, five to an episode).
         batch: problems of one meta-gradient.
@@ -157,7 +162,8 @@ def train(
             `result.phi` the best φ seen. It is compiled; one that holds arrays is best a `Partial`.
         validate_every: meta-steps between validations.
         patience: validations without a new best after which training stops; None: never.
-        phi: the first φ, such as that of an earlier run; default: drawn by `opt.init`.
+        phi: the first φ, such as that of an earlier run; default: drawn by `opt.init`, and ψ by
+            `task.init`.
         state: a state to go on from, with the same `key` and settings; `steps` then counts from
             the beginning of the run.
         mesh: devices along whose first axis the batch is split, such as
@@ -193,12 +199,13 @@ def train(
         if validate is None:
             raise ValueError(f"validate must be given for patience={patience} to count, got None")
     estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator, mesh)
+    draw = drawing(opt, task)
     if mesh is not None:
-        opt, estimates, meta, key, phi, state = replicate(
-            (opt, estimates, meta, key, phi, state), mesh
+        draw, estimates, meta, key, phi, state = replicate(
+            (draw, estimates, meta, key, phi, state), mesh
         )
     if state is None:
-        state = _jitted_start(opt, estimates, meta, key, phi)
+        state = _jitted_start(draw, estimates, meta, key, phi)
     done = int(state.step)
     if done > steps:
         raise ValueError(f"steps must be at least the {done} that state has done, got {steps}")
@@ -229,14 +236,14 @@ def train(
 
 def _prepare(
     opt: LearnedOptimizer,
-    task: Task | Sequence[Task],
+    task: Task | LearnedTask | Sequence[Task | LearnedTask],
     batch: int,
     meta_optimizer: optax.GradientTransformation | None,
     estimator: EstimatorFactory | None,
     mesh: Mesh | None,
 ) -> tuple[Estimator, optax.GradientTransformation]:
     estimator = estimator or truncated()
-    if not isinstance(task, Task) and not isinstance(estimator, Mixture):
+    if not isinstance(task, Task | LearnedTask) and not isinstance(estimator, Mixture):
         estimator = mixture(estimator)
     if mesh is None:
         estimates = estimator(opt, task, batch)
@@ -247,14 +254,14 @@ def _prepare(
 
 @jax.jit
 def _jitted_start(
-    opt: LearnedOptimizer,
+    draw: Partial,
     estimates: Estimator,
     meta: optax.GradientTransformation,
     key: Key,
     phi: Phi | None,
 ) -> TrainState:
     phi_key, state_key = jax.random.split(key)
-    phi = opt.init(phi_key) if phi is None else phi
+    phi = draw(phi_key) if phi is None else phi
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,

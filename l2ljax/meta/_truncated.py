@@ -45,7 +45,8 @@ def truncated(
             log f(θ_t) - log f(θ₀), whose gradient is that of "log" and whose value is comparable
             between problems. Logarithms need positive losses: a loss of zero or less makes the
             meta-loss infinite or NaN, and `meta.train` skips the step and marks it.
-        second_derivatives: whether ∂∇/∂φ is kept. Default off, as in the paper (section 2.1).
+        second_derivatives: whether ∂∇/∂φ is kept. Default off, as in the paper (section 2.1); a
+            `LearnedTask` needs it.
 
     Returns:
         A factory `(opt, task, batch=1) -> Estimator`. Its `aux` holds `losses`, f32[truncation]:
@@ -56,7 +57,7 @@ def truncated(
     Raises:
         ValueError: for sizes below 1, a truncation that does not divide a horizon, a curriculum of
             one horizon, weights of another length, an array of weights for several horizons, or an
-            unknown meta-loss.
+            unknown meta-loss; from the factory, for a `LearnedTask` without second derivatives.
 
     Reference:
         Andrychowicz et al. (2016), 'Learning to learn by gradient descent by gradient descent',

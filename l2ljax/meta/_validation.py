@@ -7,7 +7,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
-from l2ljax.core import Key, LearnedOptimizer, Phi, Scalar, Task, as_pytree, closure
+from l2ljax.core import (
+    Key,
+    LearnedOptimizer,
+    LearnedTask,
+    Phi,
+    Scalar,
+    Task,
+    as_pytree,
+    closure,
+)
+from l2ljax.meta._binding import bind
 from l2ljax.meta._episodes import member_key
 from l2ljax.meta._progress import TrainState
 from l2ljax.meta._unroll import unroll_batch
@@ -39,7 +49,7 @@ def final_loss(
 
 def validation(
     opt: LearnedOptimizer,
-    task: Task | Sequence[Task],
+    task: Task | LearnedTask | Sequence[Task | LearnedTask],
     *,
     key: Key,
     horizon: int | Sequence[int] = 100,
@@ -79,7 +89,7 @@ def validation(
     ()
     """
     _checks.count("problems", problems)
-    tasks = (task,) if isinstance(task, Task) else tuple(task)
+    tasks = (task,) if isinstance(task, Task | LearnedTask) else tuple(task)
     if not tasks:
         raise ValueError("task must be a Task or a sequence of them, got none")
     settings = list(
@@ -92,7 +102,7 @@ def validation(
     for steps, last in settings:
         if last > steps:
             raise ValueError(f"window must be at most horizon={steps}, got {last}")
-    if isinstance(task, Task):
+    if isinstance(task, Task | LearnedTask):
         steps, last = settings[0]
         return closure(_score, opt, task, key, horizon=steps, problems=problems, window=last)
     return closure(_score_several, opt, tasks, key, problems=problems, settings=tuple(settings))
@@ -112,7 +122,7 @@ def _for_each(name: str, value: int | Sequence[int], count: int) -> tuple[int, .
 
 def _score(
     opt: LearnedOptimizer,
-    task: Task,
+    task: Task | LearnedTask,
     key: Key,
     phi: Phi,
     *,
@@ -120,25 +130,27 @@ def _score(
     problems: int,
     window: int,
 ) -> Scalar:
-    tx = as_pytree(opt.bind(phi))
-    losses = unroll_batch(tx, task, key, horizon=horizon, problems=problems)
+    tx, bound = bind(opt, task, phi)
+    losses = unroll_batch(as_pytree(tx), bound, key, horizon=horizon, problems=problems)
     score = final_loss(losses, window).mean()
     return jnp.where(jnp.isfinite(score), score, jnp.inf)
 
 
 def _score_several(
     opt: LearnedOptimizer,
-    tasks: tuple[Task, ...],
+    tasks: tuple[Task | LearnedTask, ...],
     key: Key,
     phi: Phi,
     *,
     problems: int,
     settings: tuple[tuple[int, int], ...],
 ) -> Scalar:
-    tx = as_pytree(opt.bind(phi))
     scores = []
     for i, (task, (horizon, window)) in enumerate(zip(tasks, settings, strict=True)):
-        losses = unroll_batch(tx, task, member_key(key, i), horizon=horizon, problems=problems)
+        tx, bound = bind(opt, task, phi)
+        losses = unroll_batch(
+            as_pytree(tx), bound, member_key(key, i), horizon=horizon, problems=problems
+        )
         # Logarithms of means: one problem that is solved exactly does not decide alone.
         first, last = losses[:, 0].mean(), final_loss(losses, window).mean()
         # All of them solved exactly is the best there is, but a score is finite.

@@ -10,7 +10,17 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int
 
 from l2ljax import _checks
-from l2ljax.core import Estimate, Estimator, Key, LearnedOptimizer, Phi, Task, as_partial, closure
+from l2ljax.core import (
+    Estimate,
+    Estimator,
+    Key,
+    LearnedOptimizer,
+    LearnedTask,
+    Phi,
+    Task,
+    as_partial,
+    closure,
+)
 from l2ljax.meta._episodes import member_key
 from l2ljax.meta._segments import EstimatorFactory, make_estimator
 
@@ -78,7 +88,10 @@ def weighted(terms: Sequence[Term] | Mapping[str, Term]) -> EstimatorFactory:
     )
 
     def factory(
-        opt: LearnedOptimizer, task: Task, batch: int = 1, axis: str | None = None
+        opt: LearnedOptimizer,
+        task: Task | LearnedTask,
+        batch: int = 1,
+        axis: str | None = None,
     ) -> Estimator:
         members = tuple(
             make_estimator(factory, opt, task, batch, axis) for _, factory in named.values()

@@ -8,6 +8,12 @@ from l2ljax.tasks._dataset import Dataset, Split
 from l2ljax.tasks._digits import digits
 from l2ljax.tasks._features import FeatureMaps, random_features, vgg_features
 from l2ljax.tasks._images import crops, image, sample_images
+from l2ljax.tasks._metaparameters import (
+    learned_data,
+    learned_init,
+    learned_init_scale,
+    learned_l2,
+)
 from l2ljax.tasks._mnist import mnist
 from l2ljax.tasks._neural_art import neural_art, sample_art
 from l2ljax.tasks._quadratic import quadratic
@@ -28,6 +34,10 @@ __all__ = [
     "cross_entropy",
     "digits",
     "image",
+    "learned_data",
+    "learned_init",
+    "learned_init_scale",
+    "learned_l2",
     "load",
     "mlp_classifier",
     "mnist",

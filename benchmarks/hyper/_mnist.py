@@ -1,0 +1,47 @@
+"""What the experiments with reversible learning share: MNIST in their sizes, losses at the end."""
+
+import argparse
+import pathlib
+import sys
+
+import jax
+import optax
+from jax import Array
+
+from l2ljax import meta
+from l2ljax.core import Key, Task
+from l2ljax.tasks import Dataset, mnist
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+KEY = jax.random.key(0)
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """Those of every script."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--data-dir", help="folder with MNIST")
+    parser.add_argument("--meta-steps", type=int, help="fewer, for a look")
+    return parser.parse_args()
+
+
+def data(data_dir: str | None, train: int) -> Dataset:
+    """The first images to train on, and 10,000 others to validate with."""
+    found = mnist(data_dir, validation=10_000)
+    return Dataset(found.train[:train], found.validation, found.test, "mnist", found.classes)
+
+
+def learns(**labels: object) -> optax.GradientTransformation:
+    """Adam of rate 0.04 where the label is True; see `optax.partition`."""
+    return optax.partition({True: optax.adam(0.04), False: optax.set_to_zero()}, labels)
+
+
+def final_params(
+    tx: optax.GradientTransformation, task: Task, key: Key, *, horizon: int, runs: int
+) -> Array:
+    """θ_T of each run, one after the other."""
+
+    def run(i: Array) -> Array:
+        return meta.unroll(tx, task, (), jax.random.fold_in(key, i), horizon=horizon)[1]
+
+    return jax.lax.map(run, jax.numpy.arange(runs))
