@@ -5,6 +5,7 @@ import pathlib
 import sys
 
 import jax
+import numpy as np
 import optax
 from jax import Array
 
@@ -34,6 +35,16 @@ def data(data_dir: str | None, train: int) -> Dataset:
 def learns(**labels: object) -> optax.GradientTransformation:
     """Adam of rate 0.04 where the label is True; see `optax.partition`."""
     return optax.partition({True: optax.adam(0.04), False: optax.set_to_zero()}, labels)
+
+
+def written(images: np.ndarray) -> list[list[str]]:
+    """Images as text, a line a row: JSON would give each pixel a line."""
+    return [[" ".join(f"{x:.3g}" for x in row) for row in image] for image in images]
+
+
+def read(images: list[list[str]]) -> np.ndarray:
+    """What `written` wrote."""
+    return np.array([[[float(x) for x in row.split()] for row in image] for image in images])
 
 
 def final_params(

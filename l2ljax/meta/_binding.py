@@ -18,7 +18,7 @@ def bind(
 ) -> tuple[optax.GradientTransformation, Task]:
     """The transformation and the task at φ."""
     own, psi = split(task, phi)
-    return opt.bind(own), at(task, psi)
+    return opt.bind(own), task_at(task, psi)
 
 
 def split(task: Task | LearnedTask, phi: Phi) -> tuple[Phi, Any]:
@@ -38,7 +38,7 @@ def join(task: Task | LearnedTask, own: Phi, psi: Any) -> Phi:
     return {"optimizer": own, "task": psi} if isinstance(task, LearnedTask) else own
 
 
-def at(task: Task | LearnedTask, psi: Any) -> Task:
+def task_at(task: Task | LearnedTask, psi: Any) -> Task:
     """The task at ψ."""
     return task.bind(psi) if isinstance(task, LearnedTask) else task
 

@@ -23,7 +23,7 @@ from l2ljax.core import (
     closure,
 )
 from l2ljax.meta import _fixed_point as fixed
-from l2ljax.meta._binding import at, join, require_second_derivatives, split
+from l2ljax.meta._binding import join, require_second_derivatives, split, task_at
 from l2ljax.meta._episodes import Episode, batch_keys, begin
 from l2ljax.meta._horizons import horizons
 from l2ljax.meta._meta_loss import META_LOSSES, StepWeights, step_weight_table
@@ -182,7 +182,7 @@ def _estimate(
     own, psi = split(task, phi)
     _checks.floating_leaves("psi", psi)
     keys = batch_keys(key, batch, axis)
-    one = jax.eval_shape(begin, at(task, psi), keys[0]).params
+    one = jax.eval_shape(begin, task_at(task, psi), keys[0]).params
     _checks.floating_leaves("params", one)
     times = jnp.arange(weights.size, dtype=jnp.int32)
     (rates, decays), pull = jax.vjp(lambda own: opt.coefficients(own, one, times), own)
@@ -198,9 +198,13 @@ def _estimate(
     exhausted = jnp.any(jnp.array([leaf.spill.sum() > capacity for leaf in coefficients]))
 
     def run(key: Key) -> tuple[Array, list[Array], list[Array], Any, Array, Array]:
+        def start(psi: Any) -> _Start:
+            bound = task_at(task, psi)
+            return _Start(bound, begin(bound, key))
+
         return _there_and_back(
             coefficients,
-            lambda psi: _Start(at(task, psi), begin(at(task, psi), key)),
+            start,
             psi,
             weights,
             capacity=capacity,
@@ -255,6 +259,15 @@ def _there_and_back(
 
     Both ways are one loop because both must have the same gradients, to the bit: here they come
     from the same instructions, and no compiler can order the sums of one way differently.
+
+    Args:
+        coefficients: of each leaf, at all steps.
+        start: `start(psi)`, the task, its problem and θ₀.
+        psi: the metaparameters of the task, `()` where there are none.
+        weights: w₁ … w_T.
+        capacity: places of the stack.
+        meta_loss: as in `reversible`.
+        second_derivatives: as in `reversible`.
 
     Returns:
         The objective at θ₀ … θ_T; dα and dγ, lists over leaves of `[T]`; dψ; whether a number was
