@@ -46,6 +46,10 @@ OTHERS = [-3.0, -2.0, -1.0, 1.0, 2.0]
 ONE = int(np.flatnonzero(DECADES == 0)[0])
 FRACTIONS = np.arange(10) / 10
 SHOWN = (0.0, 0.5, 0.7, 0.9)
+LOOKS = {
+    "linear": {"color": "#0072B2", "linestyle": "--"},
+    "piecewise": {"color": "#D55E00", "linestyle": "-"},
+}
 TOLERANCE = 0.02
 """How far direct networks may be from what was reported, at 0 and 50 % pruned."""
 
@@ -174,40 +178,53 @@ def row(kind: str, network: str, values: np.ndarray) -> dict[str, Any]:
 
 
 def draw(curves: dict[str, dict[str, np.ndarray]]) -> plt.Axes:
-    """Accuracy against pruning at λ = 1 above, and against λ below, one column a regularizer."""
+    """Accuracy against pruning at λ = 1 and, where there is more, against λ; a column a kind."""
+    more = any(len(found) > 1 for found in curves.values())
     _, axes = plt.subplots(
-        2, len(curves), figsize=(10, 6), sharey="row", squeeze=False, layout="constrained"
+        1 + more,
+        3,
+        figsize=(10, 6 if more else 3.4),
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
     )
-    looks = {"linear": ("#0072B2", "--"), "piecewise": ("#D55E00", "-")}
-    most = int(np.flatnonzero(np.isclose(FRACTIONS, 0.7))[0])
     for column, (kind, found) in enumerate(curves.items()):
-        above, below = axes[:, column]
-        above.plot(100 * FRACTIONS, found["direct"].mean(0), "ko-", ms=4, label="trained alone")
-        above.plot(
-            100 * np.array(SHOWN), REPORTED[kind, "direct"], "kx", ms=7, label="the same, reported"
-        )
-        others = found.get("others", np.empty((0, len(FRACTIONS))))
-        alone = np.concatenate([others, found["direct"].mean(axis=0, keepdims=True)])
-        lams = 10.0 ** np.array([*OTHERS[: len(others)], 0.0])
-        below.plot(lams, alone[:, 0], "ko", ms=5)
-        below.plot(lams, alone[:, most], "ks", ms=5, fillstyle="none")
-        for network, (color, line) in looks.items():
-            if network not in found:
-                continue
-            values = found[network].mean(axis=0)
-            above.plot(
-                100 * FRACTIONS, values[ONE], line, color=color, label=f"{network} hypernetwork"
-            )
-            below.plot(10.0**DECADES, values[:, 0], line, color=color)
-            below.plot(10.0**DECADES, values[:, most], line, color=color, alpha=0.5)
-        above.set(title=kind, xlabel="weights pruned, %")
-        below.set(xscale="log", xlabel="λ")
-        for ax in (above, below):
-            ax.grid(alpha=0.3)
+        against_pruning(axes[0, column], kind, found)
+        axes[0, column].set(title=kind, xlabel="weights pruned, %")
+        if more:
+            against_lambda(axes[1, column], found)
+            axes[1, column].set(xscale="log", xlabel="λ", xlim=(5e-4, 2e2))
+    for ax in axes.flat:
+        ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("test accuracy at λ = 1")
-    axes[1, 0].set_ylabel("test accuracy; open, pale: 70 % pruned")
     axes[0, 0].legend(frameon=False, loc="lower left", fontsize=9)
+    if more:
+        axes[1, 0].set_ylabel("test accuracy; open, pale: 70 % pruned")
     return axes[0, 0]
+
+
+def against_pruning(ax: plt.Axes, kind: str, found: dict[str, np.ndarray]) -> None:
+    percent = 100 * FRACTIONS
+    ax.plot(percent, found["direct"].mean(axis=0), "ko-", ms=4, label="trained alone")
+    ax.plot(100 * np.array(SHOWN), REPORTED[kind, "direct"], "kx", ms=7, label="the same, reported")
+    for network, look in LOOKS.items():
+        if network in found:
+            values = found[network].mean(axis=0)[ONE]
+            ax.plot(percent, values, **look, label=f"{network} hypernetwork")
+
+
+def against_lambda(ax: plt.Axes, found: dict[str, np.ndarray]) -> None:
+    most = int(np.flatnonzero(np.isclose(FRACTIONS, 0.7))[0])
+    others = found.get("others", np.empty((0, len(FRACTIONS))))
+    alone = np.concatenate([others, found["direct"].mean(axis=0, keepdims=True)])
+    lams = 10.0 ** np.array([*OTHERS[: len(others)], 0.0])
+    ax.plot(lams, alone[:, 0], "ko", ms=5)
+    ax.plot(lams, alone[:, most], "ks", ms=5, fillstyle="none")
+    for network, look in LOOKS.items():
+        if network in found:
+            values = found[network].mean(axis=0)
+            ax.plot(10.0**DECADES, values[:, 0], **look)
+            ax.plot(10.0**DECADES, values[:, most], **look, alpha=0.5)
 
 
 def main() -> None:
