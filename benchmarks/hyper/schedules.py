@@ -5,7 +5,7 @@
 The first experiment of Maclaurin, Duvenaud and Adams (2015, section 3.1) by `meta.reversible`: a
 network 784-50-50-50-10 on 10,000 images of MNIST, 100 steps of momentum on minibatches of 200. Log
 rates begin at -1, γ stays 0.5, logarithms of initial scales begin at -3; 50 meta-iterations of Adam
-with rate 0.04. The meta-loss is the training loss after the last step, on 1,000 images drawn for
+with rate 0.04. The meta-loss is the training loss after the last step, on 500 images drawn for
 each meta-iteration. Rivals are the best of fixed rates, at the first scales and at the learned
 ones. All are judged by the training loss on all 10,000 images, on fresh θ₀ and minibatches.
 """
@@ -20,6 +20,7 @@ import _report
 import jax
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator
 
 from l2ljax import learned, meta, plots, tasks
 from l2ljax.core import LearnedOptimizer, Phi, Task
@@ -27,8 +28,8 @@ from l2ljax.core import LearnedOptimizer, Phi, Task
 HORIZON, META_STEPS = 100, 50
 HIDDEN = (50, 50, 50)
 LOG_RATE, DECAY, LOG_SCALE = -1.0, 0.5, -3.0
-LOG_RATES = np.arange(-2.0, 3.1, 0.5)
-TUNING_RUNS, RUNS = 4, 16
+LOG_RATES = np.arange(-1.0, 2.6, 0.5)
+TUNING_RUNS, RUNS = 2, 8
 
 
 def network(dataset: tasks.Dataset, batch_size: int | None) -> Task:
@@ -69,29 +70,40 @@ def names_of(tree: Any) -> dict[str, np.ndarray]:
     }
 
 
-def draw(phi: Phi, scales: dict[str, np.ndarray], losses: dict[str, np.ndarray]) -> plt.Axes:
-    """Schedules of the weights, initial scales along meta-training, and losses at its end."""
+def draw(content: dict[str, Any]) -> plt.Axes:
+    """Schedules of the weights, initial scales along meta-training, and losses after it."""
     colors = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
-    _, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(11, 3.6), width_ratios=(1.3, 1, 1), layout="constrained"
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(10, 3.3), width_ratios=(1.3, 1, 0.9), layout="constrained"
     )
-    rates = names_of(phi["optimizer"]["learning_rate"])
     for i, color in enumerate(colors, start=1):
-        left.plot(rates[f"weights {i}"], color=color, label=f"layer {i}")
-        middle.plot(scales[f"weights {i}"], color=color, label=f"layer {i}")
+        look = {"color": color, "label": f"layer {i}"}
+        left.plot(np.arange(1, HORIZON + 1), content["log_rates"][f"weights {i}"], **look)
+        middle.plot(content["log_scales"][f"weights {i}"], **look)
     left.axhline(LOG_RATE, color="black", linewidth=0.8, linestyle=":")
     left.set(xlabel="step", ylabel=r"log rate of the weights, $\log\alpha_t$")
-    middle.axhline(-0.5 * math.log(784), color="black", linestyle="--", linewidth=1)
-    middle.annotate(
-        r"$1/\sqrt{784}$", (0, -0.5 * math.log(784)), (0, 3), textcoords="offset points"
-    )
+    for fan_in in (784, 50):
+        level = -0.5 * math.log(fan_in)
+        middle.axhline(level, color="black", linestyle="--", linewidth=1)
+        text = rf"$1/\sqrt{{{fan_in}}}$"
+        middle.annotate(text, (0, level), (2, 4), textcoords="offset points")
     middle.set(xlabel="meta-iteration", ylabel="log scale of initial weights")
-    right.boxplot([*losses.values()], tick_labels=[*losses], widths=0.5)
-    right.set(yscale="log", ylabel=f"training loss after {HORIZON} steps, {RUNS} runs")
+    losses = content["final_training_loss"]
+    for place, values in enumerate(losses.values()):
+        right.plot(values, [place] * len(values), "o", color="#999999", markersize=4, alpha=0.7)
+        right.plot(np.median(values), place, "|", color="black", markersize=16, markeredgewidth=2)
+    right.set_yticks(range(len(losses)), [name.replace(", ", ",\n") for name in losses])
+    right.invert_yaxis()
+    right.set(xscale="log", xlabel=f"training loss, {RUNS} runs, median")
+    right.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    right.xaxis.set_major_formatter("{x:g}")
+    right.xaxis.set_minor_formatter("")
     for axes in (left, middle, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.5, which="both")
-    left.legend(frameon=False, fontsize="small", ncols=2)
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False
+    )
     return left
 
 
@@ -100,7 +112,7 @@ def main() -> None:
     steps = arguments.meta_steps or META_STEPS
     data = _mnist.data(arguments.data_dir, 10_000)
     batches, everything = network(data, 200), network(data, None)
-    measured = dataclasses.replace(batches, objective=network(data, 1_000).loss)
+    measured = dataclasses.replace(batches, objective=network(data, 500).loss)
     task = tasks.learned_init_scale(measured, math.exp(LOG_SCALE))
     like = jax.eval_shape(batches.init, _mnist.KEY, ())
     opt = learned.reversible_momentum(
@@ -133,26 +145,26 @@ def main() -> None:
     settings = {
         "start": (*fixed(LOG_RATE), first),
         "best rate": (*fixed(rates["first"][0]), first),
-        "best rate,\nlearned scales": (*fixed(rates["learned"][0]), later),
-        "learned rates\nand scales": (opt, phi["optimizer"], later),
+        "best rate, learned scales": (*fixed(rates["learned"][0]), later),
+        "learned rates, learned scales": (opt, phi["optimizer"], later),
     }
     losses = {
         name: np.asarray(final_losses(o, p, t, everything, jax.random.key(2), runs=RUNS))
         for name, (o, p, t) in settings.items()
     }
     for name, values in losses.items():
-        print(f"{name!r:36} {values.mean():.4f} ± {values.std(ddof=1) / math.sqrt(RUNS):.4f}")
+        error = values.std(ddof=1) / math.sqrt(RUNS)
+        print(f"{name:30} {values.mean():.4f} ± {error:.4f}, median {np.median(values):.4f}")
 
     log_rates = names_of(phi["optimizer"]["learning_rate"])
     content = {
         "meta_steps": steps,
         "seconds": seconds,
         "meta_loss": trained.history["loss"].tolist(),
-        "final_training_loss": {k.replace("\n", " "): v.tolist() for k, v in losses.items()},
+        "final_training_loss": {name: values.tolist() for name, values in losses.items()},
         "log_rates_of_the_grid": LOG_RATES.tolist(),
         "tuning": {k: {"best": best, "means": means} for k, (best, means) in rates.items()},
         "log_scales": {name: rows.tolist() for name, rows in scales.items()},
-        "log_of_1_over_sqrt_784": -0.5 * math.log(784),
         "mean_log_rate": {
             name: {"steps 41 to 90": float(r[40:90].mean()), "last 10": float(r[90:].mean())}
             for name, r in log_rates.items()
@@ -160,7 +172,7 @@ def main() -> None:
         "log_rates": {name: np.round(r, 4).tolist() for name, r in log_rates.items()},
     }
     path = _report.write("hyper/schedules.json", content)
-    plots.save(draw(phi, scales, losses), path.with_suffix(".png"))
+    plots.save(draw(content), path.with_suffix(".png"))
     print(path)
 
 
