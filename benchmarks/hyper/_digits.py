@@ -8,6 +8,9 @@ import optax
 from l2ljax import classic, hyper, tasks
 from l2ljax.core import Key, Scalar, closure
 
+# Many programs that run for less than a second: to optimize them takes twenty times as long.
+jax.config.update("jax_disable_most_optimizations", True)
+
 STEPS, PROBLEMS, BATCH = 100, 2, 64
 PROBLEM_KEY = jax.random.key(1)
 
@@ -23,15 +26,29 @@ def adam(learning_rate: Any, one_minus_b1: Any, one_minus_b2: Any) -> optax.Grad
     return classic.adam(learning_rate, 1 - one_minus_b1, 1 - one_minus_b2)
 
 
-def train(hidden: tuple[int, ...] = (20,), activation: str = "sigmoid") -> Any:
-    return tasks.mlp_classifier(tasks.digits(), hidden, activation, BATCH)
+def train() -> Any:
+    return family("train", BATCH)()
 
 
-def validation(
-    hidden: tuple[int, ...] = (20,), activation: str = "sigmoid", split: str = "validation"
-) -> Any:
+def validation(split: str = "validation") -> Any:
     """The loss on all examples of a split."""
-    return tasks.mlp_classifier(tasks.digits(), hidden, activation, None, split)
+    return family(split, None)()
+
+
+def family(split: str, batch_size: int | None) -> Any:
+    """A task by its network; the images are leaves, not constants of each network's program."""
+    return closure(_task, tasks.digits(), split=split, batch_size=batch_size)
+
+
+def _task(
+    data: tasks.Dataset,
+    hidden: tuple[int, ...] = (20,),
+    activation: str = "sigmoid",
+    *,
+    split: str,
+    batch_size: int | None,
+) -> Any:
+    return tasks.mlp_classifier(data, hidden, activation, batch_size, split)
 
 
 def on_the_same_problems(objective: Any) -> Any:
