@@ -1,4 +1,4 @@
-"""What `search.py` and `tuning.py` tune: Adam on the digits' MLP of 20 sigmoid units."""
+"""What `search.py` tunes: Adam on the digits' MLP of 20 sigmoid units."""
 
 from typing import Any
 
@@ -7,9 +7,6 @@ import optax
 
 from l2ljax import classic, hyper, tasks
 from l2ljax.core import Key, Scalar, closure
-
-# Many programs that run for less than a second: to optimize them takes twenty times as long.
-jax.config.update("jax_disable_most_optimizations", True)
 
 STEPS, PROBLEMS, BATCH = 100, 2, 64
 PROBLEM_KEY = jax.random.key(1)

@@ -117,7 +117,7 @@ def expected_best(searches: int) -> dict[str, Any]:
     random = hyper.search(objective, space, key=jax.random.key(0), trials=RANDOM, at_once=AT_ONCE)
     expected = random.expected_best()
     grids = {}
-    for each in range(1, 5):
+    for each in range(2, 5):
         result = hyper.search(
             objective,
             space,
@@ -140,6 +140,8 @@ def expected_best(searches: int) -> dict[str, Any]:
 def structure(searches: int) -> dict[str, Any]:
     """Hidden layers, activation and rate."""
     del searches
+    # Many programs that run for less than a second: to optimize them takes twenty times as long.
+    jax.config.update("jax_disable_most_optimizations", True)
     objective = _digits.on_the_same_problems(
         hyper.objective(
             classic.adam,
