@@ -6,7 +6,9 @@ from l2ljax.tasks._cifar10 import cifar10
 from l2ljax.tasks._classifiers import convnet_classifier, mlp_classifier
 from l2ljax.tasks._dataset import Dataset, Split
 from l2ljax.tasks._digits import digits
+from l2ljax.tasks._dixon_szego import DIXON_SZEGO, BoxFunction, dixon_szego
 from l2ljax.tasks._features import FeatureMaps, random_features, vgg_features
+from l2ljax.tasks._gp_samples import gp_samples
 from l2ljax.tasks._images import crops, image, sample_images
 from l2ljax.tasks._metaparameters import (
     learned_data,
@@ -22,6 +24,8 @@ from l2ljax.tasks._warm_start import warm_start
 
 __all__ = [
     "CATALOGUE",
+    "DIXON_SZEGO",
+    "BoxFunction",
     "Dataset",
     "Entry",
     "Family",
@@ -33,6 +37,8 @@ __all__ = [
     "crops",
     "cross_entropy",
     "digits",
+    "dixon_szego",
+    "gp_samples",
     "image",
     "learned_data",
     "learned_init",
