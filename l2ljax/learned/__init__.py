@@ -2,6 +2,7 @@
 
 from l2ljax.learned._adaptive import AdaptiveState
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
+from l2ljax.learned._black_box_lstm import BlackBoxState, black_box_lstm
 from l2ljax.learned._fixed import fixed
 from l2ljax.learned._hyperparameters import HyperparametersState, hyperparameters
 from l2ljax.learned._lstm import LSTMState, lstm
@@ -13,12 +14,14 @@ from l2ljax.learned._weights import load, restore, save, shipped
 
 __all__ = [
     "AdaptiveState",
+    "BlackBoxState",
     "HyperparametersState",
     "LSTMState",
     "MLPState",
     "PartitionState",
     "ReversibleMomentumState",
     "adaptive_lstm",
+    "black_box_lstm",
     "fixed",
     "hyperparameters",
     "load",

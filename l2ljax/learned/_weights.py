@@ -11,6 +11,7 @@ import optax
 from l2ljax import _checks, checkpoint
 from l2ljax.core import LearnedOptimizer, Phi
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
+from l2ljax.learned._black_box_lstm import black_box_lstm
 from l2ljax.learned._hyperparameters import hyperparameters
 from l2ljax.learned._lstm import lstm
 from l2ljax.learned._mlp import mlp
@@ -28,6 +29,7 @@ def _partition(optimizers: Mapping[str, Any], labels: Mapping[str, str]) -> Lear
 
 FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "adaptive_lstm": adaptive_lstm,
+    "black_box_lstm": black_box_lstm,
     "hyperparameters": hyperparameters,
     "lstm": lstm,
     "mlp": mlp,

@@ -1,7 +1,8 @@
 """Neural networks as plain `init` and `apply` functions on dictionaries; Flax stays in this room.
 
-Two kinds live here: the networks inside learned optimizers, defined for **one coordinate** of the
-parameters that are optimized, and the networks that are optimized ('optimizees').
+Three kinds live here: the networks inside learned optimizers, defined for **one coordinate** of the
+parameters that are optimized; the recurrent network of optimizers without gradients, which sees all
+of them; and the networks that are optimized ('optimizees').
 """
 
 from l2ljax.networks._common import ACTIVATIONS
@@ -16,6 +17,7 @@ from l2ljax.networks._coordinate import (
     lstm_init,
 )
 from l2ljax.networks._mlp import mlp_apply, mlp_init
+from l2ljax.networks._recurrent import recurrent_apply, recurrent_init
 
 __all__ = [
     "ACTIVATIONS",
@@ -30,4 +32,6 @@ __all__ = [
     "lstm_init",
     "mlp_apply",
     "mlp_init",
+    "recurrent_apply",
+    "recurrent_init",
 ]

@@ -1,0 +1,170 @@
+"""The LSTM of 'Learning to learn without gradient descent by gradient descent'."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from l2ljax import _checks, networks
+from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Scalar, Spec, closure
+from l2ljax.learned._preprocess import log_sign
+
+# Gains down to a hundred-thousandth of the spread are told apart.
+_P = 12.0
+
+
+class BlackBoxState(NamedTuple):
+    """What is remembered of all values so far.
+
+    Attributes:
+        carry: the LSTM's (cell, hidden), each f[hidden].
+        count: finite values seen, i32[].
+        mean: of the values, f[].
+        squares: the sum of their squared distances to the mean, f[].
+        best: the point with the lowest value, f[dim]; before any the first point.
+        best_value: its value, f[]; infinite before any.
+    """
+
+    carry: tuple[Float[Array, " hidden"], Float[Array, " hidden"]]
+    count: Int[Array, ""]  # type: ignore[assignment]  # a method of tuples, too
+    mean: Float[Array, ""]
+    squares: Float[Array, ""]
+    best: Float[Array, " dim"]
+    best_value: Float[Array, ""]
+
+
+def black_box_lstm(dim: int, hidden: int = 32) -> LearnedOptimizer:
+    r"""An LSTM that minimises a function on $[-1, 1]^d$ from its values alone.
+
+    $$(\Delta, h_{t+1}) = \mathrm{LSTM}(u_t, h_t), \qquad x_{t+1} = \mathrm{fold}(x^*_t + \Delta)$$
+
+    $$u_t = \Big(x_t,\ x^*_t,\ \frac{y_t - \bar y_t}{s_t},\ \frac{y^*_t - \bar y_t}{s_t},\
+    \mathrm{log\_sign}\Big(\frac{y_t - y^*_{t-1}}{s_t}\Big)\Big)$$
+
+    with the best point and value so far, $x^*_t$ and $y^*_t$, and the mean and standard deviation
+    of the values so far, $\bar y_t$ and $s_t$. So it does not depend on the scale and the offset of
+    the function. `fold` is the identity in the box, and reflects at its walls what leaves it.
+
+    The transformation takes no notice of gradients, but needs the value at the params, as the extra
+    argument `value`: `meta.unroll`, `evaluate` and `hyper.minimize_black_box` pass it. A value that
+    is not finite is seen as two standard deviations above the mean, and is never the best.
+
+    Args:
+        dim: d; params are one array f[d].
+        hidden: units of the LSTM.
+
+    Returns:
+        A learned optimizer; train it by `meta.train` with `hyper.black_box`.
+
+    Raises:
+        ValueError: for a size below one; from `init`, for params of another shape; from `update`,
+            without params.
+
+    Reference:
+        Chen et al. (2017), 'Learning to learn without gradient descent by gradient descent'.
+        There the LSTM sees $x_t$ and $y_t$ alone, and puts out $x_{t+1}$ itself.
+
+    >>> opt = black_box_lstm(dim=2)
+    >>> tx = opt.bind(opt.init(jax.random.key(0)))
+    >>> x = jnp.zeros(2)
+    >>> state = tx.init(x)
+    >>> updates, state = tx.update(x, state, x, value=jnp.sum((x - 1) ** 2))
+    >>> int(state.count), float(state.best_value), updates.shape
+    (1, 2.0, (2,))
+    """
+    _checks.count("dim", dim)
+    _checks.count("hidden", hidden)
+    dim, hidden = int(dim), int(hidden)
+    return LearnedOptimizer(
+        init=closure(_draw, dim=dim, hidden=hidden),
+        bind=closure(_bind, dim=dim, hidden=hidden),
+        spec=Spec(name="black_box_lstm", arguments={"dim": dim, "hidden": hidden}),
+    )
+
+
+def _draw(key: Key, *, dim: int, hidden: int) -> Phi:
+    # A forget gate that is open from the start: 20 steps are few, and all of them matter.
+    return networks.recurrent_init(
+        key, features=2 * dim + 4, units=hidden, outputs=dim, forget_bias=5.0
+    )
+
+
+def _bind(phi: Phi, *, dim: int, hidden: int) -> optax.GradientTransformationExtraArgs:
+    return optax.GradientTransformationExtraArgs(
+        init=closure(_init, dim=dim, hidden=hidden), update=closure(_update, phi)
+    )
+
+
+def _init(params: Params, *, dim: int, hidden: int) -> BlackBoxState:
+    _checks.floating_leaves("params", params)
+    if jnp.shape(params) != (dim,):
+        raise ValueError(
+            f"params must be one array of shape ({dim},), as dim={dim}, got {jnp.shape(params)}"
+        )
+    zero = jnp.zeros((), params.dtype)
+    return BlackBoxState(
+        carry=(jnp.zeros(hidden, params.dtype), jnp.zeros(hidden, params.dtype)),
+        count=jnp.zeros((), jnp.int32),
+        mean=zero,
+        squares=zero,
+        best=params,
+        best_value=jnp.full_like(zero, jnp.inf),
+    )
+
+
+def _update(
+    phi: Phi,
+    updates: Params,
+    state: BlackBoxState,
+    params: Params | None = None,
+    *,
+    value: Scalar,
+    **extra: Any,
+) -> tuple[Params, BlackBoxState]:
+    del updates, extra
+    if params is None:
+        raise ValueError("params must be given, the point that value belongs to, got None")
+    dtype = state.mean.dtype
+    value = jnp.asarray(value, dtype)
+    finite = jnp.isfinite(value)
+    # What failed is bad, and else says nothing of the function.
+    failed = state.mean + 2 * _spread(state.squares, state.count)
+    value = jnp.where(finite, value, failed)
+
+    count = jnp.where(finite, optax.safe_increment(state.count), state.count)
+    distance = jnp.where(finite, value - state.mean, 0)
+    mean = state.mean + distance / jnp.maximum(count, 1).astype(dtype)
+    squares = state.squares + distance * (value - mean)
+    spread = _spread(squares, count)
+    better = finite & (value < state.best_value)
+    best = jnp.where(better, params, state.best)
+    best_value = jnp.where(better, value, state.best_value)
+    before, lowest = (
+        jnp.where(jnp.isfinite(known), known, value) for known in (state.best_value, best_value)
+    )
+    features = jnp.concatenate(
+        [
+            params,
+            best,
+            jnp.stack([value - mean, lowest - mean]) / spread,
+            log_sign((value - before) / spread, p=_P),
+        ]
+    )
+    phi = jax.tree.map(lambda leaf: leaf.astype(dtype), phi)
+    carry, move = networks.recurrent_apply(phi, state.carry, features)
+    new = BlackBoxState(carry, count, mean, squares, best, best_value)
+    return _fold(best + move) - params, new
+
+
+def _spread(squares: Array, count: Array) -> Array:
+    """The standard deviation, or one where all values are equal."""
+    variance = squares / jnp.maximum(count, 1).astype(squares.dtype)
+    # The derivative of the root at zero is infinite.
+    return jnp.sqrt(jnp.where(variance > 0, variance, 1))
+
+
+def _fold(x: Array) -> Array:
+    """Reflects at -1 and 1 what lies beyond: a wave of triangles that is x from -1 to 1."""
+    return 1 - jnp.abs((x + 1) % 4 - 2)
