@@ -6,8 +6,10 @@ from l2ljax.hyper._acquisitions import (
     lower_confidence_bound,
     probability_of_improvement,
 )
+from l2ljax.hyper._ask_tell import AskTell, AskTellState, ask_tell, minimize_black_box
 from l2ljax.hyper._bayesian import bayesian
 from l2ljax.hyper._best_response import BestResponse, response_task, tune_global, tune_local
+from l2ljax.hyper._black_box import black_box
 from l2ljax.hyper._complexity import WeightPosterior, complexity_control, prune
 from l2ljax.hyper._hypernetwork import (
     Hypernetwork,
@@ -30,18 +32,29 @@ from l2ljax.hyper._optuna import optuna
 from l2ljax.hyper._propose import propose
 from l2ljax.hyper._search import search
 from l2ljax.hyper._search_result import ExpectedBest, SearchResult
+from l2ljax.hyper._self_referential import (
+    SelfReferentialState,
+    run_stream,
+    self_referential,
+    stream,
+)
 from l2ljax.hyper._space import Axis, choice, integer, log_uniform, uniform
 
 __all__ = [
     "Alternation",
+    "AskTell",
+    "AskTellState",
     "Axis",
     "BestResponse",
     "ExpectedBest",
     "Hypernetwork",
     "Method",
     "SearchResult",
+    "SelfReferentialState",
     "WeightPosterior",
+    "ask_tell",
     "bayesian",
+    "black_box",
     "choice",
     "complexity_control",
     "conjugate_gradients",
@@ -54,6 +67,7 @@ __all__ = [
     "interpolating_hypernetwork",
     "log_uniform",
     "lower_confidence_bound",
+    "minimize_black_box",
     "mlp_hypernetwork",
     "neumann",
     "objective",
@@ -64,9 +78,12 @@ __all__ = [
     "quasi_random",
     "random",
     "response_task",
+    "run_stream",
     "search",
+    "self_referential",
     "self_tuning_hypernetwork",
     "static_hypernetwork",
+    "stream",
     "tune_global",
     "tune_implicit",
     "tune_local",

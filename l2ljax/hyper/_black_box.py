@@ -1,0 +1,155 @@
+"""The meta-gradient of optimizers that see values alone."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from l2ljax import _checks
+from l2ljax.core import (
+    Estimate,
+    Estimator,
+    Key,
+    LearnedOptimizer,
+    Phi,
+    Problem,
+    Scalar,
+    Task,
+    as_partial,
+    closure,
+)
+from l2ljax.hyper._acquisitions import expected_improvement
+from l2ljax.hyper._ask_tell import evaluate_in_turn
+from l2ljax.meta import EstimatorFactory
+from l2ljax.meta._episodes import Episode, batch_keys, begin
+from l2ljax.meta._segments import average
+
+# Of the diagonal: points that lie close together stay a positive definite matrix.
+_NOISE = 1e-3
+
+
+def _sum(xs: Array, ys: Array, problem: Problem) -> Scalar:
+    del xs, problem
+    return ys.sum()
+
+
+def _observed_improvement(xs: Array, ys: Array, problem: Problem) -> Scalar:
+    del xs, problem
+    before = jax.lax.stop_gradient(jax.lax.cummin(ys)[:-1])
+    return jnp.minimum(ys[1:] - before, 0).sum()
+
+
+def _expected_improvement(xs: Array, ys: Array, problem: Problem) -> Scalar:
+    points = xs / problem["length_scale"]
+    squares = jnp.sum((points[:, None] - points) ** 2, axis=-1)
+    covariance = jnp.exp(-squares / 2) + _NOISE * jnp.eye(ys.size, dtype=ys.dtype)
+    # One root has all posteriors: row t of it is the regression of y_t on those before it.
+    root = jnp.linalg.cholesky(covariance)
+    std = jnp.diagonal(root)
+    surprise = jax.scipy.linalg.solve_triangular(root, ys, lower=True)
+    mean = ys - std * surprise
+    best = jax.lax.cummin(ys)[:-1]
+    improve = jax.vmap(expected_improvement)
+    return -improve(mean[1:, None], std[1:, None], best).sum()
+
+
+LOSSES = {
+    "sum": _sum,
+    "observed_improvement": _observed_improvement,
+    "expected_improvement": _expected_improvement,
+}
+"""Losses of the points and values of one episode."""
+
+
+def black_box(horizon: int = 20, loss: str = "expected_improvement") -> EstimatorFactory:
+    r"""The exact meta-gradient of an optimizer that sees values alone.
+
+    Of an episode, in which $y_t = f(x_t)$ and $y^*_t = \min_{i \le t} y_i$ for t = 1 … T, the loss
+    is
+
+    | `loss` | |
+    |---|---|
+    | "sum" | $\sum_t y_t$ |
+    | "observed_improvement" | $\sum_{t > 1} \min(y_t - y^*_{t-1}, 0)$, $y^*$ held constant |
+    | "expected_improvement" | $-\sum_{t > 1} E[\max(y^*_{t-1} - f(x_t), 0) \mid y_1 … y_{t-1}]$ |
+
+    averaged over functions. The expectation is that of a Gaussian process with the RBF kernel and
+    the length scales of the problem, so that loss takes problems of `tasks.gp_samples`.
+    Gradients pass through f, in training only: the optimizer never sees one.
+
+    Args:
+        horizon: evaluations of an episode, T. The first point is that of the task's `init`.
+        loss: what makes an episode a good one. Values of the observed improvement say nothing of
+            steps that found none; the expected one does.
+
+    Returns:
+        A factory `(opt, task, batch=1) -> Estimator`; `aux` has `losses`, the mean of $y_t$, and
+        `lowest`, that of $y^*_t$, each f[T].
+
+    Raises:
+        ValueError: for a horizon below 2 or an unknown loss; from the factory, for a batch below 1.
+
+    Reference:
+        Chen et al. (2017), 'Learning to learn without gradient descent by gradient descent'.
+
+    >>> import l2ljax as l2l
+    >>> opt = l2l.learned.black_box_lstm(dim=1, hidden=4)
+    >>> task = l2l.tasks.gp_samples(dim=1)
+    >>> est = black_box(horizon=5)(opt, task, batch=8)
+    >>> phi = opt.init(jax.random.key(0))
+    >>> estimate, _ = est.estimate(phi, est.init(jax.random.key(1), phi), jax.random.key(2))
+    >>> bool(estimate.loss < 0), estimate.aux["lowest"].shape
+    (True, (5,))
+    """
+    _checks.count("horizon", horizon, least=2)
+    _checks.choice("loss", loss, LOSSES)
+
+    def factory(
+        opt: LearnedOptimizer, task: Task, batch: int = 1, axis: str | None = None
+    ) -> Estimator:
+        _checks.count("batch", batch)
+        settings = {"horizon": int(horizon), "loss": loss, "batch": batch, "axis": axis}
+        return Estimator(
+            init=as_partial(_no_state), estimate=closure(_estimate, opt, task, **settings)
+        )
+
+    return factory
+
+
+def _no_state(key: Key, phi: Phi) -> tuple[()]:
+    del key, phi
+    return ()
+
+
+def _estimate(
+    opt: LearnedOptimizer,
+    task: Task,
+    phi: Phi,
+    state: Any,
+    key: Key,
+    *,
+    horizon: int,
+    loss: str,
+    batch: int,
+    axis: str | None,
+) -> tuple[Estimate, Any]:
+    episodes = jax.vmap(begin, in_axes=(None, 0))(task, batch_keys(key, batch, axis))
+
+    def meta_loss(phi: Phi) -> tuple[Scalar, Float[Array, "batch horizon"]]:
+        tx = opt.bind(phi)
+
+        def one(episode: Episode) -> tuple[Scalar, Float[Array, " horizon"]]:
+            def value(x: Array, t: Array) -> Scalar:
+                key = jax.random.fold_in(episode.loss_key, t)
+                return task.loss(x, episode.problem, key)
+
+            xs, ys = evaluate_in_turn(tx, value, episode.params, horizon=horizon)
+            return LOSSES[loss](xs, ys, episode.problem), ys
+
+        losses, ys = jax.vmap(one)(episodes)
+        return losses.mean(), ys
+
+    (value, ys), grad = jax.value_and_grad(meta_loss, has_aux=True)(phi)
+    aux = {"losses": ys.mean(axis=0), "lowest": jax.lax.cummin(ys, axis=1).mean(axis=0)}
+    return Estimate(*average(axis, (value, grad, aux))), state
