@@ -56,9 +56,11 @@ def defects(folder):
             found.append(f"{path.name}: {error}")
             continue
         found += [f"{path.name}: no {key}" for key in CARD if not card.get(key)]
-        params = {"scale": jnp.ones(()), "w": jnp.arange(6.0).reshape(2, 3)}
+        params, extra = {"scale": jnp.ones(()), "w": jnp.arange(6.0).reshape(2, 3)}, {}
+        if opt.spec["name"] == "black_box_lstm":
+            params, extra = jnp.zeros(opt.spec["arguments"]["dim"]), {"value": jnp.ones(())}
         tx = opt.bind(phi)
-        updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+        updates, _ = jax.jit(tx.update)(params, tx.init(params), params, **extra)
         if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(updates)):
             found.append(f"{path.name}: updates are not finite")
     return found

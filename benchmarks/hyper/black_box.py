@@ -1,0 +1,263 @@
+"""Learning to learn without gradients (Chen et al., 2017): making weights, and what they are worth.
+
+    python benchmarks/hyper/black_box.py train 2      # resumable: type it again; also 3 and 6
+    python benchmarks/paper/ship.py runs/black-box-2d black-box-2d
+    python benchmarks/hyper/black_box.py compare      # writes black_box.json and .png; resumable
+
+`compare` minimises Branin's, Goldstein and Price's and Hartmann's functions of 3 and 6 variables,
+each in 100 places (`tasks.dixon_szego(vary=True)`), and the loss on validation data of an MLP for
+the digits over Adam's rate and decays, with 100 seeds. The LSTM that ships for so many variables,
+a Gaussian process with expected improvement (`hyper.gaussian_process`, `hyper.propose`) and random
+search have 20 evaluations each; the first of the first two is at the centre of the box.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from l2ljax import checkpoint, classic, hyper, learned, meta, plots, tasks
+from l2ljax.core import Estimator, Phi, Task, closure
+from l2ljax.hyper._ask_tell import evaluate_in_turn
+
+BENCHMARKS = pathlib.Path(__file__).parents[1]
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "paper")]
+import _report  # noqa: E402
+import weights  # noqa: E402
+
+HORIZON = 20
+KEPT = pathlib.Path("runs/black-box")
+STEPS = 3500
+SEEDS = 100
+KEY = jax.random.key(0)
+LSTM, GP_EI, RANDOM = "LSTM", "GP-EI", "random"
+BAR = 1.2
+
+
+def lowest(estimator: Estimator, key: jax.Array, phi: Phi) -> jax.Array:
+    """The lowest value of an episode, averaged over functions."""
+    estimate, _ = estimator.estimate(phi, (), key)
+    return estimate.aux["lowest"][-1]
+
+
+def recipe(dim: int, steps: int) -> weights.Recipe:
+    opt = learned.black_box_lstm(dim)
+    task = tasks.gp_samples(dim, features=64)
+    observed = hyper.black_box(HORIZON, "observed_improvement")
+    return weights.Recipe(
+        opt=opt,
+        task=task,
+        parts=[weights.Part(steps, 5e-3, observed, batch=32)],
+        validate=lambda key: closure(lowest, observed(opt, task, 256), key),
+        trained_on=f"functions of {dim} variables from a Gaussian process, 20 evaluations each",
+        limits=f"functions of {dim} variables on a box, without noise; 20 evaluations were seen",
+    )
+
+
+def train(dim: int, steps: int, folder: pathlib.Path | None, seed: int) -> None:
+    command = ["python", "benchmarks/hyper/black_box.py", "train", str(dim)]
+    command += ["--steps", str(steps)] * (steps != STEPS) + ["--seed", str(seed)] * (seed != 0)
+    folder = folder or pathlib.Path("runs") / f"black-box-{dim}d"
+    weights.meta_train(recipe(dim, steps), folder, seed, shlex.join(command))
+
+
+def digits_by_adam(steps: int = 50) -> Task:
+    """The logarithm of the validation loss over Adam's rate and decays, on [-1, 1]³."""
+    data = tasks.digits()
+    inner = tasks.mlp_classifier(data, batch_size=64)
+    held_out = tasks.mlp_classifier(data, batch_size=None, split="validation")
+
+    def loss(x: jax.Array, problem: jax.Array, key: jax.Array) -> jax.Array:
+        # 10⁻⁴ to 1; 1 - β from 0.01 and 10⁻⁴ to 1.
+        rate, b1, b2 = 10 ** (2 * x[0] - 2), 1 - 10 ** (x[1] - 1), 1 - 10 ** (2 * x[2] - 2)
+        tx = classic.adam(rate, b1=b1, b2=b2)
+        _, params = meta.unroll(tx, inner, (), problem, horizon=steps)
+        return jnp.log(held_out.loss(params, (), key))
+
+    return Task(lambda key: key, lambda key, problem: jnp.zeros(3), loss)
+
+
+def at_random(task: Task, problems: Any, dim: int) -> np.ndarray:
+    keys = jax.random.split(jax.random.fold_in(KEY, 1), SEEDS)
+
+    @jax.jit
+    @jax.vmap
+    def values(problem: Any, key: jax.Array) -> jax.Array:
+        points = jax.random.uniform(key, (HORIZON, dim), minval=-1, maxval=1)
+        return jax.lax.map(lambda x: task.loss(x, problem, key), points)
+
+    return np.asarray(values(problems, keys))
+
+
+def by_lstm(task: Task, problems: Any, dim: int) -> np.ndarray:
+    tx = learned.load(f"black-box-{dim}d")
+
+    @jax.jit
+    @jax.vmap
+    def values(problem: Any) -> jax.Array:
+        def value(x: jax.Array, t: jax.Array) -> jax.Array:
+            return task.loss(x, problem, KEY)
+
+        return evaluate_in_turn(tx, value, jnp.zeros(dim), horizon=HORIZON)[1]
+
+    return np.asarray(values(problems))
+
+
+@jax.jit
+def gp_ei_step(points: jax.Array, values: jax.Array, t: jax.Array, key: jax.Array) -> jax.Array:
+    """The next point of the unit cube, after t values."""
+    gp = hyper.gaussian_process.fit(points, values, jnp.arange(HORIZON) < t)
+    return hyper.propose(gp, key)
+
+
+def by_gp_ei(task: Task, problems: Any, dim: int) -> np.ndarray:
+    points, values = jnp.full((SEEDS, HORIZON, dim), 0.5), jnp.zeros((SEEDS, HORIZON))
+    evaluate = jax.jit(jax.vmap(lambda x, problem: task.loss(2 * x - 1, problem, KEY)))
+    propose = jax.jit(jax.vmap(gp_ei_step, in_axes=(0, 0, None, 0)))
+    for t in range(HORIZON):
+        if t:
+            keys = jax.random.split(jax.random.fold_in(KEY, t), SEEDS)
+            points = points.at[:, t].set(propose(points, values, t, keys))
+        values = values.at[:, t].set(evaluate(points[:, t], problems))
+    return np.asarray(values)
+
+
+METHODS: dict[str, Callable[[Task, Any, int], np.ndarray]] = {
+    LSTM: by_lstm,
+    GP_EI: by_gp_ei,
+    RANDOM: at_random,
+}
+
+
+def seconds_per_step(dim: int, repeats: int = 20) -> dict[str, float]:
+    """CPU seconds of one search for its next point: the least of several."""
+    tx = learned.load(f"black-box-{dim}d")
+    x, points = jnp.zeros(dim), jax.random.uniform(KEY, (HORIZON, dim))
+    state, values = tx.init(x), jnp.arange(float(HORIZON))
+    update = jax.jit(lambda state, x, value: tx.update(x, state, x, value=value))
+    steps: dict[str, Callable[[], Any]] = {
+        LSTM: lambda: update(state, x, values[0]),
+        GP_EI: lambda: gp_ei_step(points, values, HORIZON - 1, KEY),
+    }
+    found = {}
+    for name, step in steps.items():
+        times = []
+        for _ in range(1 + repeats):
+            start = time.process_time()
+            jax.block_until_ready(step())
+            times.append(time.process_time() - start)
+        found[name] = min(times[1:])
+    return found
+
+
+def search_all(task: Task, dim: int, minimum: float | None) -> dict[str, Any]:
+    """Quartiles of the lowest value so far, less the minimum, of each method."""
+    problems = jax.vmap(task.sample)(jax.random.split(KEY, SEEDS))
+    row: dict[str, Any] = {"dim": dim}
+    for method, search in METHODS.items():
+        best = np.fmin.accumulate(search(task, problems, dim), axis=1) - (minimum or 0.0)
+        quartiles = np.percentile(best, [25, 50, 75], axis=0).tolist()
+        row[method] = dict(zip(("low", "median", "high"), quartiles, strict=True))
+    final = {method: row[method]["median"][-1] for method in METHODS}
+    row["better_than_random"] = final[LSTM] < final[RANDOM]
+    if minimum is not None:
+        row["ratio_to_gp_ei"] = final[LSTM] / final[GP_EI]
+        row["within_bar"] = row["ratio_to_gp_ei"] <= BAR
+    return row
+
+
+def kept(name: str, digest: str, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was found with weights of this digest, from the file where an earlier run left it."""
+    file = KEPT / f"{name.split(':')[0]}-{digest[:8]}.json"
+    if not file.exists():
+        checkpoint.write_file(file, json.dumps(find(), allow_nan=False) + "\n")
+    return json.loads(file.read_text())
+
+
+def compare() -> None:
+    rows: dict[str, Any] = {}
+    functions: list[tuple[str, Task, int, float | None]] = [
+        (name, tasks.dixon_szego(name, vary=True), len(known.bounds), known.minimum)
+        for name, known in tasks.DIXON_SZEGO.items()
+    ]
+    functions.append(("digits: Adam's rate and decays", digits_by_adam(), 3, None))
+    digests = {dim: learned.restore(f"black-box-{dim}d")[2]["sha256"] for dim in (2, 3, 6)}
+    for name, task, dim, minimum in functions:
+        find = functools.partial(search_all, task, dim, minimum)
+        rows[name] = kept(name, digests[dim], find)
+        final = {method: rows[name][method]["median"][-1] for method in METHODS}
+        print(name, {method: f"{value:.3g}" for method, value in final.items()}, flush=True)
+    times = {dim: seconds_per_step(dim) for dim in digests}
+    print("CPU seconds a step:", times)
+    content = {"seeds": SEEDS, "bar": BAR, "functions": rows, "seconds_per_step": times}
+    path = _report.write("hyper/black_box.json", content)
+    plots.save(draw(rows, times), path.with_suffix(".png"))
+    print(path)
+
+
+def draw(rows: dict[str, Any], times: dict[int, dict[str, float]]) -> plt.Axes:
+    _, panels = plt.subplots(2, 3, figsize=(10, 5.6), layout="constrained")
+    looks = {LSTM: ("black", "-"), GP_EI: ("#0072B2", "--"), RANDOM: ("#E69F00", "-.")}
+    evaluations = np.arange(1, HORIZON + 1)
+    for axes, (name, row) in zip(panels.flat, rows.items(), strict=False):
+        for method, (color, style) in looks.items():
+            curve = row[method]
+            axes.plot(evaluations, curve["median"], style, color=color, label=method)
+            axes.fill_between(
+                evaluations, curve["low"], curve["high"], color=color, alpha=0.15, linewidth=0
+            )
+        regret = "ratio_to_gp_ei" in row
+        axes.set(
+            title=name,
+            xlabel="evaluations",
+            ylabel="simple regret" if regret else "log of the validation loss",
+            yscale="log" if regret else "linear",
+            xticks=(1, 5, 10, 15, 20),
+        )
+        axes.grid(alpha=0.25)
+    panels[0, 0].legend(frameon=False, title="median, quartiles of 100")
+    last = panels[1, 2]
+    for offset, method in ((-0.2, LSTM), (0.2, GP_EI)):
+        heights = [1e3 * row[method] for row in times.values()]
+        places = np.arange(len(times)) + offset
+        last.bar(places, heights, 0.38, color=looks[method][0], label=method)
+    last.set(
+        title="time of a step",
+        yscale="log",
+        xlabel="variables",
+        ylabel="CPU time, ms",
+        xticks=np.arange(len(times)),
+        xticklabels=[str(dim) for dim in times],
+    )
+    last.legend(frameon=False)
+    return panels[0, 0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    training = commands.add_parser("train", help="meta-train the LSTM for functions of so many")
+    training.add_argument("dim", type=int, help="variables")
+    training.add_argument("--steps", type=int, default=STEPS, help="meta-steps")
+    training.add_argument("--out", type=pathlib.Path, help="default: runs/black-box-DIMd")
+    training.add_argument("--seed", type=int, default=0)
+    commands.add_parser("compare", help="with a Gaussian process and random search")
+    arguments = parser.parse_args()
+    if arguments.command == "train":
+        train(arguments.dim, arguments.steps, arguments.out, arguments.seed)
+    else:
+        compare()
+
+
+if __name__ == "__main__":
+    main()
