@@ -62,7 +62,7 @@ LOSSES = {
 """Losses of the points and values of one episode."""
 
 
-def black_box(horizon: int = 20, loss: str = "expected_improvement") -> EstimatorFactory:
+def black_box(horizon: int = 20, loss: str = "observed_improvement") -> EstimatorFactory:
     r"""The exact meta-gradient of an optimizer that sees values alone.
 
     Of an episode, in which $y_t = f(x_t)$ and $y^*_t = \min_{i \le t} y_i$ for t = 1 … T, the loss
@@ -80,8 +80,8 @@ def black_box(horizon: int = 20, loss: str = "expected_improvement") -> Estimato
 
     Args:
         horizon: evaluations of an episode, T. The first point is that of the task's `init`.
-        loss: what makes an episode a good one. Values of the observed improvement say nothing of
-            steps that found none; the expected one does.
+        loss: what makes an episode a good one. Steps that found nothing better have no part in the
+            observed improvement, and one in the expected one.
 
     Returns:
         A factory `(opt, task, batch=1) -> Estimator`; `aux` has `losses`, the mean of $y_t$, and

@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks, networks
-from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Scalar, Spec, closure
+from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Spec, closure
 from l2ljax.learned._preprocess import log_sign
 
 # Gains down to a hundred-thousandth of the spread are told apart.
@@ -120,7 +121,7 @@ def _update(
     state: BlackBoxState,
     params: Params | None = None,
     *,
-    value: Scalar,
+    value: ArrayLike,
     **extra: Any,
 ) -> tuple[Params, BlackBoxState]:
     del updates, extra
