@@ -13,7 +13,7 @@ settings share one compiled program.
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import optax
@@ -76,6 +76,22 @@ def as_partial(function: Callable[..., Any]) -> Partial:
     0
     """
     return function if isinstance(function, Partial) else Partial(function)
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """Examples that the devices of a mesh may share out among them: `tasks.Split` is.
+
+    Attributes:
+        axis: the axis of devices over which the first axes of its arrays are split; None: each
+            device has all.
+    """
+
+    axis: str | None
+
+    def split_over(self, axis: str, devices: int) -> "Divisible":
+        """The same examples, their arrays' first axes ready to be split over the devices."""
+        ...
 
 
 class CoordinatewiseTransformation(optax.GradientTransformation):

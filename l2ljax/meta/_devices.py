@@ -1,7 +1,7 @@
 """One meta-gradient from many devices: the batch of problems is split over a mesh."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from l2ljax import _checks
 from l2ljax.core import (
+    Divisible,
     Estimate,
     Estimator,
     Key,
@@ -22,6 +23,9 @@ from l2ljax.core import (
 )
 from l2ljax.meta._segments import EstimatorFactory, make_estimator
 
+DATA = ("replicated", "sharded")
+"""Where a data set may be: on each device, or a part of it on each."""
+
 
 def over_devices(
     factory: EstimatorFactory,
@@ -29,6 +33,7 @@ def over_devices(
     task: Task | LearnedTask | Sequence[Task | LearnedTask],
     batch: int,
     mesh: Mesh,
+    data: str,
 ) -> Estimator:
     """An estimator of which every device along the mesh's first axis has a part of the batch.
 
@@ -42,6 +47,7 @@ def over_devices(
         task: what it is trained on, as `factory` takes it.
         batch: problems of all devices together.
         mesh: of any axes; over those after the first everything is repeated.
+        data: of `DATA`, see `meta.train`.
 
     Raises:
         ValueError: for a batch that the devices cannot share evenly, or a factory without `axis`.
@@ -59,6 +65,8 @@ def over_devices(
         raise ValueError(
             f"estimator must take an argument `axis` to run on a mesh, got {factory!r}"
         )
+    if data == "sharded":
+        task = _of_data(lambda node: node.split_over(axis, devices), lambda leaf: leaf, task)
     member = make_estimator(factory, opt, task, batch // devices, axis)
     mesh = plain(mesh)
     return Estimator(
@@ -72,20 +80,48 @@ def plain(mesh: Mesh) -> Mesh:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Puts arrays on every device of the mesh; those that are there already stay as they are."""
-    everywhere = NamedSharding(plain(mesh), PartitionSpec())
-    present = set(mesh.devices.flat)
+    """Puts arrays on every device of the mesh, and the parts of shared examples each on its own.
 
-    def put(leaf: Any) -> Any:
+    Those that are there already stay as they are.
+    """
+    present = set(mesh.devices.flat)
+    # A data set that is in several places of the tree is one array on the devices, too.
+    known: dict[int, Any] = {}
+
+    def put(leaf: Any, sharding: NamedSharding) -> Any:
+        if id(leaf) not in known:
+            known[id(leaf)] = moved(leaf, sharding)
+        return known[id(leaf)]
+
+    def moved(leaf: Any, sharding: NamedSharding) -> Any:
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == present and len(present) > 1:
             return leaf
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             # A typed key cannot be put on devices of other processes, its numbers can.
-            words = jax.device_put(jax.random.key_data(leaf), everywhere)
+            words = jax.device_put(jax.random.key_data(leaf), sharding)
             return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
-        return jax.device_put(leaf, everywhere)
+        return jax.device_put(leaf, sharding)
 
-    return jax.tree.map(put, tree)
+    def place(node: Any) -> Any:
+        sharding = NamedSharding(plain(mesh), _spec(node))
+        return jax.tree.map(lambda leaf: put(leaf, sharding), node)
+
+    return _of_data(place, place, tree)
+
+
+def _of_data(data: Callable[[Any], Any], other: Callable[[Any], Any], tree: PyTree) -> PyTree:
+    """A tree with one function of its examples, and another of its other leaves."""
+    return jax.tree.map(
+        lambda node: data(node) if isinstance(node, Divisible) else other(node),
+        tree,
+        is_leaf=lambda node: isinstance(node, Divisible),
+    )
+
+
+def _spec(node: Any) -> PartitionSpec:
+    """How a leaf, or examples, are split over the mesh."""
+    axis = node.axis if isinstance(node, Divisible) else None
+    return PartitionSpec() if axis is None else PartitionSpec(axis)
 
 
 def _init(member: Estimator, key: Key, phi: Phi, *, mesh: Mesh) -> Any:
@@ -95,7 +131,11 @@ def _init(member: Estimator, key: Key, phi: Phi, *, mesh: Mesh) -> Any:
     axis = PartitionSpec(mesh.axis_names[0])
     # Devices are not checked to agree on what is declared equal: the estimator sees to that.
     return jax.shard_map(
-        of_device, mesh=mesh, in_specs=PartitionSpec(), out_specs=axis, check_vma=False
+        of_device,
+        mesh=mesh,
+        in_specs=(_of_data(_spec, _spec, member), PartitionSpec(), PartitionSpec()),
+        out_specs=axis,
+        check_vma=False,
     )(member, key, phi)
 
 
@@ -111,7 +151,7 @@ def _estimate(
     return jax.shard_map(
         of_device,
         mesh=mesh,
-        in_specs=(everywhere, everywhere, axis, everywhere),
+        in_specs=(_of_data(_spec, _spec, member), everywhere, axis, everywhere),
         out_specs=(everywhere, axis),
         check_vma=False,
     )(member, phi, state, key)

@@ -27,7 +27,7 @@ from l2ljax.core import (
     as_pytree,
 )
 from l2ljax.meta._binding import drawing
-from l2ljax.meta._devices import over_devices, replicate
+from l2ljax.meta._devices import DATA, over_devices, replicate
 from l2ljax.meta._mixture import Mixture, mixture
 from l2ljax.meta._progress import Callback, Progress, ProgressBar, TrainState
 from l2ljax.meta._reversible import raise_faults
@@ -65,6 +65,7 @@ def make_step(
     estimator: EstimatorFactory | None = None,
     phi: Phi | None = None,
     mesh: Mesh | None = None,
+    data: str = "replicated",
 ) -> tuple[Callable[[TrainState, Key], tuple[TrainState, dict[str, Array]]], TrainState]:
     """The pure piece of meta-training, for a loop of your own.
 
@@ -80,14 +81,15 @@ def make_step(
         estimator: an estimator factory; default `truncated(horizon=100, truncation=20)`.
         phi: the first φ; default: drawn by `opt.init`, and ψ by `task.init`.
         mesh: devices that share the batch, as in `train`.
+        data: where data sets are on a mesh, as in `train`.
 
     Returns:
         `step` and the first state; `step(state, key) -> (state, metrics)` is jitted, and `metrics`
         holds `loss`, `grad_norm`, `skipped` and the estimator's `aux`.
 
     Raises:
-        ValueError: for a batch below 1 or one that the devices of `mesh` cannot share evenly, or
-            no task.
+        ValueError: for a batch below 1 or one that the devices of `mesh` cannot share evenly, no
+            task, or an unknown `data`.
 
     >>> import l2ljax as l2l
     >>> key = jax.random.key(0)
@@ -97,7 +99,7 @@ def make_step(
     >>> int(state.step), sorted(metrics)
     (1, ['grad_norm', 'loss', 'losses', 'skipped', 'step'])
     """
-    estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator, mesh)
+    estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator, mesh, data)
     draw = drawing(opt, task)
     if mesh is not None:
         draw, estimates, meta, key, phi = replicate((draw, estimates, meta, key, phi), mesh)
@@ -120,6 +122,7 @@ def train(
     phi: Phi | None = None,
     state: TrainState | None = None,
     mesh: Mesh | None = None,
+    data: str = "replicated",
     callbacks: Iterable[Callback] = (),
     progress: bool = False,
     chunk: int = 25,
@@ -169,6 +172,10 @@ def train(
         mesh: devices along whose first axis the batch is split, such as
             `jax.make_mesh((jax.device_count(),), ("problems",))`; default: the first device has it
             all. Problems are the same on any number of devices, and φ up to rounding.
+        data: where the examples of data sets (`tasks.Dataset`) are on a mesh. "replicated": all on
+            each device; "sharded": a part on each, and devices send each other the examples of
+            every batch, for data that one device has no room for. Problems and minibatches are the
+            same. Other arrays that a task carries are on each device.
         callbacks: called with `Progress` after every chunk; an exception ends the run.
         progress: whether to show a bar with meta-step, meta-loss, rate and time left.
         chunk: meta-steps of one compiled call; results do not depend on it.
@@ -178,7 +185,7 @@ def train(
 
     Raises:
         ValueError: for sizes below 1, no task, `patience` without `validate`, a `state` past
-            `steps`, or a batch that the devices of `mesh` cannot share evenly.
+            `steps`, a batch that the devices of `mesh` cannot share evenly, or an unknown `data`.
         RuntimeError: if `meta.reversible` could not run an episode back to its beginning.
         FloatingPointError: if no meta-gradient was finite in the last `chunk` meta-steps, or in
             all there were.
@@ -198,7 +205,7 @@ def train(
         _checks.count("patience", patience)
         if validate is None:
             raise ValueError(f"validate must be given for patience={patience} to count, got None")
-    estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator, mesh)
+    estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator, mesh, data)
     draw = drawing(opt, task)
     if mesh is not None:
         draw, estimates, meta, key, phi, state = replicate(
@@ -241,14 +248,16 @@ def _prepare(
     meta_optimizer: optax.GradientTransformation | None,
     estimator: EstimatorFactory | None,
     mesh: Mesh | None,
+    data: str = "replicated",
 ) -> tuple[Estimator, optax.GradientTransformation]:
     estimator = estimator or truncated()
     if not isinstance(task, Task | LearnedTask) and not isinstance(estimator, Mixture):
         estimator = mixture(estimator)
+    _checks.choice("data", data, DATA)
     if mesh is None:
         estimates = estimator(opt, task, batch)
     else:
-        estimates = over_devices(estimator, opt, task, batch, mesh)
+        estimates = over_devices(estimator, opt, task, batch, mesh, data)
     return estimates, as_pytree(meta_optimizer or optax.adam(1e-3))
 
 

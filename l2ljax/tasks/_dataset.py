@@ -28,6 +28,8 @@ class Split:
         inputs: `[n, ...]`; images are `[n, height, width, channels]`.
         labels: `[n]` class numbers, or `[n, ...]` targets.
         maximum: the value in `inputs` that stands for 1.0, such as 255; None leaves `inputs` alone.
+        axis: the axis of devices that have a part of the examples each, see `split_over`.
+        total: the number of examples on all of them.
 
     >>> split = Split(np.array([[0, 16], [4, 0], [2, 0]], np.uint8), np.array([1, 0, 1]), 16)
     >>> inputs, labels = split[:2].examples(jnp.array([1, 1, 0]))
@@ -38,9 +40,11 @@ class Split:
     inputs: Any
     labels: Any
     maximum: int | None = _static(None)
+    axis: str | None = _static(None)
+    total: int | None = _static(None)
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.inputs) if self.total is None else self.total
 
     def __getitem__(self, part: slice) -> "Split":
         """The examples in a slice."""
@@ -57,11 +61,43 @@ class Split:
             `[batch, ...]`.
         """
         inputs, labels = jnp.asarray(self.inputs), jnp.asarray(self.labels)
-        if indices is not None:
+        if self.axis is not None:
+            inputs, labels = (self._exchanged(a, indices) for a in (inputs, labels))
+        elif indices is not None:
             inputs, labels = (a.at[indices].get(mode="clip") for a in (inputs, labels))
         if self.maximum is not None:
             inputs = inputs.astype(jnp.float32) / self.maximum
         return inputs, labels
+
+    def split_over(self, axis: str, devices: int) -> "Split":
+        """The same examples for a program in which each device has a part of them.
+
+        Args:
+            axis: the name of the axis of devices, along which `jax.shard_map` splits the first axes
+                of `inputs` and `labels`. Devices ask each other for the examples of their batches,
+                so all must call `examples`, with as many indices.
+            devices: how many there are.
+        """
+        padding = -len(self) % devices
+
+        def padded(array: Any) -> Array:
+            return jnp.pad(array, [(0, padding), *[(0, 0)] * (jnp.ndim(array) - 1)])
+
+        return Split(padded(self.inputs), padded(self.labels), self.maximum, axis, len(self))
+
+    def _exchanged(self, part: Array, indices: Array | None) -> Array:
+        """The examples that this device asks for, of which it has a part."""
+        assert self.axis is not None
+        if indices is None:
+            return jax.lax.all_gather(part, self.axis, tiled=True)[: self.total]
+        wanted = jax.lax.all_gather(indices, self.axis)
+        place = wanted - len(part) * jax.lax.axis_index(self.axis)
+        here = (place >= 0) & (place < len(part))
+        rows = part[jnp.where(here, place, 0)]
+        mask = here.reshape(here.shape + (1,) * (rows.ndim - here.ndim))
+        # Of each row one device has what is not zero.
+        rows = jnp.where(mask, rows, jnp.zeros((), rows.dtype))
+        return jax.lax.psum_scatter(rows, self.axis)
 
 
 @jax.tree_util.register_dataclass

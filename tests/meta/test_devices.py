@@ -1,9 +1,10 @@
 """Meta-training over a mesh: the same problems and the same φ on any number of devices."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, PartitionSpec
 
 from l2ljax import learned, meta, tasks
 from tests.meta.small import KEY, assert_identical
@@ -96,6 +97,45 @@ def test_a_step_of_ones_own_loop_takes_a_mesh():
         state, metrics = step(state, jax.random.key(1))
         losses.append(metrics["loss"])
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_data_set_in_parts_has_the_same_minibatches():
+    # 21 examples of bytes: the last of 8 devices has none.
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (21, 2, 2, 1), np.uint8)
+    split = tasks.Split(images, rng.integers(0, 3, 21, np.int32), maximum=255)
+    dataset = tasks.Dataset(train=split, name="small", classes=3)
+    task = tasks.mlp_classifier(dataset, (2,), batch_size=6)
+    options = {"key": KEY, "batch": BATCH, "estimator": ESTIMATORS["truncated"]}
+    losses = []
+    for where in ({}, {"mesh": mesh_of(8), "data": "sharded"}):
+        step, state = meta.make_step(OPT, task, **options, **where)
+        state, metrics = step(state, jax.random.key(1))
+        losses.append(metrics["losses"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    # The estimator names its task in several places, but holds one array.
+    (found,) = {
+        id(leaf): leaf for leaf in jax.tree.leaves(step) if leaf.dtype == jnp.uint8
+    }.values()
+    assert found.addressable_shards[0].data.shape == (3, 2, 2, 1)
+
+
+def test_a_data_set_in_parts_may_be_asked_for_all_of_it():
+    split = tasks.Split(np.arange(10.0, dtype=np.float32), np.arange(10))
+    whole = jax.shard_map(
+        lambda part: part.examples(),
+        mesh=mesh_of(8, kind=AxisType.Auto),
+        in_specs=PartitionSpec("problems"),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )(split.split_over("problems", 8))
+    for found, expected in zip(whole, split.examples(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_place_of_data_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="data must be one of .* got 'shared'"):
+        meta.make_step(OPT, TASKS[0], key=KEY, mesh=mesh_of(8), batch=8, data="shared")
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():
