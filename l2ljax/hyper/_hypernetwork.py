@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from l2ljax import _checks, networks
 from l2ljax.core import Key, Params, Phi, Problem, Scalar, Task, as_partial, closure
@@ -169,7 +169,8 @@ def interpolating_hypernetwork(
         knots: K, evenly spaced.
 
     Returns:
-        A hypernetwork; `phi` is a tree like the params with a leading axis of knots.
+        A hypernetwork; `phi` is a tree like the params with a leading axis of knots, and λ any tree
+        that holds one number.
 
     Raises:
         ValueError: for fewer than two knots, or `high` that is not above `low`.
@@ -199,8 +200,8 @@ def _knots_init(init: Partial, key: Key, *, knots: int) -> Phi:
     return jax.vmap(init)(jax.random.split(key, knots))
 
 
-def _knots_apply(phi: Phi, lam: ArrayLike, *, low: float, high: float, knots: int) -> Params:
-    place = (knots - 1) * jnp.clip((jnp.asarray(lam) - low) / (high - low), 0, 1)
+def _knots_apply(phi: Phi, lam: PyTree, *, low: float, high: float, knots: int) -> Params:
+    place = (knots - 1) * jnp.clip((_vector(lam, 1)[0] - low) / (high - low), 0, 1)
     hats = jnp.maximum(0, 1 - jnp.abs(place - jnp.arange(knots)))
     return jax.tree.map(lambda leaf: jnp.tensordot(hats.astype(leaf.dtype), leaf, 1), phi)
 

@@ -228,7 +228,8 @@ def tune_implicit(
     or take many inner steps. All runs as one jitted loop.
 
     Args:
-        task: its loss is $L_T$, its objective $L_V$. One problem is drawn.
+        task: its loss is $L_T$, its objective $L_V$, as `tasks.learned_l2` makes it of a task with
+            an objective on other data. One problem is drawn.
         key: draws the problem, the first ψ and θ, and the minibatches.
         steps: steps of ψ.
         inner_steps: steps of θ before each of them.

@@ -48,7 +48,7 @@ def test_knots_interpolate_each_weight():
     network = hyper.interpolating_hypernetwork(draw, -1.0, 2.0, knots=4)
     phi = network.init(KEY)
     places = np.array([-3.0, -1.0, -0.2, 0.0, 1.7, 2.0, 9.0], np.float32)
-    found = jax.vmap(network.apply, in_axes=(None, 0))(phi, places)["kernel"]
+    found = jax.vmap(network.apply, in_axes=(None, 0))(phi, {"l2": places})["kernel"]
     for i, j in np.ndindex(2, 3):
         expected = np.interp(places, [-1.0, 0.0, 1.0, 2.0], phi["kernel"][:, i, j])
         np.testing.assert_allclose(found[:, i, j], expected, rtol=1e-5, atol=1e-6)
