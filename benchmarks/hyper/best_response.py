@@ -17,6 +17,7 @@ results. Seconds are of the processor, without compilation. Each part that is do
 """
 
 import argparse
+import dataclasses
 import functools
 import pathlib
 import sys
@@ -32,7 +33,6 @@ import optax
 
 import l2ljax as l2l
 from l2ljax import hyper, meta, plots
-from l2ljax.core import closure
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import _report
@@ -52,37 +52,15 @@ def classifier(dataset: l2l.tasks.Dataset, split: str, batch: int | None = None)
     )
 
 
-def prior(key: jax.Array) -> jax.Array:
-    return SPREAD * jax.random.normal(key)
-
-
-def learned_l2(training: l2l.Task, validation: l2l.Task, size: int) -> l2l.LearnedTask:
-    """λ is a number for all weights or, flat, one for each."""
-    return l2l.LearnedTask(
-        init=lambda key: jnp.zeros(() if size == 1 else (size,)),
-        bind=closure(bind, training, validation),
-    )
-
-
-def bind(training: l2l.Task, validation: l2l.Task, lam: jax.Array) -> l2l.Task:
-    return l2l.Task(
-        sample=training.sample,
-        init=training.init,
-        loss=closure(penalised, training.loss, lam),
-        objective=validation.loss,
-    )
-
-
-def penalised(loss: Any, lam: jax.Array, params: Any, problem: Any, key: Any) -> jax.Array:
-    weights, _ = jax.flatten_util.ravel_pytree(params)
-    return loss(params, problem, key) + jnp.sum(jnp.exp(lam) * weights**2)
+def prior(key: jax.Array) -> dict[str, jax.Array]:
+    return {"l2": SPREAD * jax.random.normal(key)}
 
 
 @jax.jit
-def retrain(learned: l2l.LearnedTask, lams: jax.Array) -> tuple[Any, jax.Array]:
+def retrain(learned: l2l.LearnedTask, lams: Any) -> tuple[Any, jax.Array]:
     """Networks trained for each λ of a batch, and the norm of the slope that is left."""
 
-    def one(lam: jax.Array) -> tuple[Any, jax.Array]:
+    def one(lam: Any) -> tuple[Any, jax.Array]:
         task = learned.bind(lam)
         task = l2l.Task(task.sample, task.init, task.loss)
         tx = optax.adam(optax.cosine_decay_schedule(0.02, RETRAINING))
@@ -96,6 +74,10 @@ def retrain(learned: l2l.LearnedTask, lams: jax.Array) -> tuple[Any, jax.Array]:
 def losses(task: l2l.Task, params: Any) -> jax.Array:
     """Of networks with a leading axis, on all examples of the task."""
     return jax.lax.map(lambda params: task.loss(params, (), None), params)
+
+
+def batch_of_one(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf[None], tree)
 
 
 def timed(function: Callable[..., Any], *arguments: Any, **named: Any) -> tuple[Any, float]:
@@ -172,15 +154,16 @@ class Experiment:
         data = l2l.tasks.Dataset(
             data.train[:TRAINING], data.validation[:HELD_OUT], data.test, name="MNIST", classes=10
         )
-        self.training = classifier(data, "train")
-        self.minibatches = classifier(data, "validation", batch=1000)
+        training = classifier(data, "train")
+        held_out = classifier(data, "validation", batch=1000)
+        self.task = dataclasses.replace(training, objective=held_out.loss)
         self.whole = {split: classifier(data, split) for split in ("validation", "test")}
-        self.lams = jnp.asarray(LAMBDAS, jnp.float32)
+        self.lams = {"l2": jnp.asarray(LAMBDAS, jnp.float32)}
 
     def truth(self) -> dict[str, Any]:
-        learned = learned_l2(self.training, self.minibatches, 1)
+        learned = l2l.tasks.learned_l2(self.task, 1.0)
         (params, slopes), all_seconds = timed(retrain, learned, self.lams)
-        _, one_seconds = timed(retrain, learned, self.lams[:1])
+        _, one_seconds = timed(retrain, learned, {"l2": self.lams["l2"][:1]})
         return {
             "losses": losses(self.whole["validation"], params).tolist(),
             "largest_slope": float(slopes.max()),
@@ -189,23 +172,23 @@ class Experiment:
 
     def found(self, method: str, size: int, hidden: dict[str, Any] | None) -> dict[str, Any]:
         """Where a method leads, and what a network trained there comes to."""
-        learned, key = learned_l2(self.training, self.minibatches, size), jax.random.key(0)
+        per = "params" if size == 1 else "coordinate"
+        learned, key = l2l.tasks.learned_l2(self.task, 1.0, per=per), jax.random.key(0)
         row: dict[str, Any] = {"hyperparameters": size}
         if hidden is None:
             result, seconds = timed(METHODS[method], learned, key=key)
             lam = result.psi
         else:
-            network = hyper.mlp_hypernetwork(
-                lambda key: self.training.init(key, ()), size, **hidden
-            )
+            network = hyper.mlp_hypernetwork(lambda key: self.task.init(key, ()), size, **hidden)
             result, seconds = timed(METHODS[method], learned, network, key=key)
             lam, makes = result.lam, jax.vmap(network.apply, in_axes=(None, 0))
-            promised = losses(self.whole["validation"], makes(result.phi, lam[None]))
+            promised = losses(self.whole["validation"], makes(result.phi, batch_of_one(lam)))
             row["promised"] = float(promised[0])
             if method == "global":
                 curve = losses(self.whole["validation"], makes(result.phi, self.lams))
                 row["curve"] = curve.tolist()
-        retrained, _ = retrain(learned, lam[None])
+        retrained, _ = retrain(learned, batch_of_one(lam))
+        lam, _ = jax.flatten_util.ravel_pytree(lam)
         return row | {
             "lambda": float(lam.mean()),
             **({"deviation_of_lambda": float(lam.std())} if size > 1 else {}),
