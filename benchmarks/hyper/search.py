@@ -222,6 +222,8 @@ def draw_expected_best(found: dict[str, Any]) -> plt.Axes:
     ax.set(xscale="log", yscale="log", xlabel="trials n", ylabel="best validation loss")
     ax.set_xticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
     ax.set_yticks([0.1, 0.2, 0.5, 1, 2, 5], ["0.1", "0.2", "0.5", "1", "2", "5"])
+    # A mean of few trials is that of the worst ones, far above.
+    ax.set_ylim(0.075, 5)
     ax.minorticks_off()
     ax.grid(alpha=0.25, linewidth=0.5)
     ax.spines[["top", "right"]].set_visible(False)
