@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 import sys
+import time
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ import optax
 from jax import Array
 
 from l2ljax import meta
-from l2ljax.core import Key, Task
+from l2ljax.core import Key, LearnedTask, ReversibleOptimizer, Task
 from l2ljax.tasks import Dataset, mnist
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -35,6 +36,25 @@ def data(data_dir: str | None, train: int) -> Dataset:
 def learns(**labels: object) -> optax.GradientTransformation:
     """Adam of rate 0.04 where the label is True; see `optax.partition`."""
     return optax.partition({True: optax.adam(0.04), False: optax.set_to_zero()}, labels)
+
+
+def learn_task(
+    opt: ReversibleOptimizer, task: LearnedTask, *, steps: int, horizon: int, min_decay: float
+) -> tuple[meta.TrainResult, float]:
+    """Trains the metaparameters of a task alone, for the loss at the end; and the seconds."""
+    start = time.perf_counter()
+    result = meta.train(
+        opt,
+        task,
+        key=KEY,
+        steps=steps,
+        meta_optimizer=learns(optimizer=False, task=True),
+        estimator=meta.reversible(
+            horizon=horizon, min_decay=min_decay, step_weights=meta.final_weights(horizon) / horizon
+        ),
+        progress=True,
+    )
+    return result, time.perf_counter() - start
 
 
 def written(images: np.ndarray) -> list[list[str]]:

@@ -11,7 +11,6 @@ the best on the validation images. All are judged on the 10,000 test images.
 
 import dataclasses
 import math
-import time
 from typing import Any
 
 import _mnist
@@ -63,19 +62,8 @@ def main() -> None:
     plain = regression(data)
     measured = dataclasses.replace(plain, objective=regression(data, 1_000, "validation").loss)
     task = tasks.learned_l2(measured, math.exp(LOG_PENALTY), per="coordinate")
-    start = time.perf_counter()
-    trained = meta.train(
-        OPT,
-        task,
-        key=_mnist.KEY,
-        steps=arguments.meta_steps or META_STEPS,
-        meta_optimizer=_mnist.learns(optimizer=False, task=True),
-        estimator=meta.reversible(
-            horizon=HORIZON, min_decay=DECAY, step_weights=meta.final_weights(HORIZON) / HORIZON
-        ),
-        progress=True,
-    )
-    seconds = time.perf_counter() - start
+    steps = arguments.meta_steps or META_STEPS
+    trained, seconds = _mnist.learn_task(OPT, task, steps=steps, horizon=HORIZON, min_decay=DECAY)
     logs = trained.last_phi["task"]["l2"]
 
     one = tasks.learned_l2(plain)

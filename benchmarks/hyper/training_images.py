@@ -11,7 +11,6 @@ on the 10,000 test images. Specks at the border are pixels that hardly any image
 them as much as others.
 """
 
-import time
 from typing import Any
 
 import _mnist
@@ -67,19 +66,8 @@ def main() -> None:
     held_out = regression(data, 2_000, "validation")
     task = tasks.learned_data(ten(np.zeros((10, 28, 28, 1), np.float32)), held_out)
     opt = learned.reversible_momentum(horizon=1, learning_rate=RATE, decay=DECAY)
-    start = time.perf_counter()
-    trained = meta.train(
-        opt,
-        task,
-        key=_mnist.KEY,
-        steps=arguments.meta_steps or META_STEPS,
-        meta_optimizer=_mnist.learns(optimizer=False, task=True),
-        estimator=meta.reversible(
-            horizon=HORIZON, min_decay=DECAY, step_weights=meta.final_weights(HORIZON) / HORIZON
-        ),
-        progress=True,
-    )
-    seconds = time.perf_counter() - start
+    steps = arguments.meta_steps or META_STEPS
+    trained, seconds = _mnist.learn_task(opt, task, steps=steps, horizon=HORIZON, min_decay=DECAY)
     images = np.asarray(trained.last_phi["task"]["data"])[..., 0]
 
     inputs, labels = data.train.examples()
