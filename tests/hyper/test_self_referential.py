@@ -102,6 +102,7 @@ def test_the_meta_gradient_is_that_of_finite_differences(x64):
     np.testing.assert_allclose(found.loss, found.aux["losses"].sum(), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_meta_training_makes_it_change_its_weights_to_good_effect():
     opt = hyper.self_referential(1, 1)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.01))

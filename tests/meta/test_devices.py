@@ -99,6 +99,7 @@ def test_a_step_of_ones_own_loop_takes_a_mesh():
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_data_set_in_parts_has_the_same_minibatches():
     # 21 examples of bytes: the last of 8 devices has none.
     rng = np.random.default_rng(0)

@@ -158,6 +158,7 @@ def test_a_network_learns_by_evolution_strategies():
         assert losses[-10:].mean() < 0.8 * losses[:10].mean()
 
 
+@pytest.mark.slow
 def test_persistent_runs_go_on_from_a_state():
     """The state is explicit: half a run, and the rest from there, is the whole run."""
     opt, task = learned.lstm((2,)), tasks.quadratic(2)

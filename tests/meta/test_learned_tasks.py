@@ -152,6 +152,7 @@ def classification():
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_penalties_scales_and_data_have_the_slopes_of_finite_differences():
     task, settings = classification(), {"horizon": 5, "meta_loss": "log_improvement"}
     phi = first(MOMENTUM, task)

@@ -212,6 +212,7 @@ def test_schedules_learn_and_other_leaves_get_others():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updates))
 
 
+@pytest.mark.slow
 def test_a_stack_that_is_too_small_ends_the_training():
     opt = learned.reversible_momentum(horizon=200, learning_rate=1e-3, decay=0.5)
     factory = meta.reversible(horizon=200, min_decay=0.9)

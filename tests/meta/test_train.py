@@ -267,6 +267,7 @@ def test_meta_training_finds_the_best_rate():
     np.testing.assert_allclose(result.phi, 1.0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_an_lstm_learns_to_optimize():
     opt, task = lstm((4,)), quadratic(2)
     result = train(
