@@ -1,18 +1,28 @@
-"""How fast meta-training is: inner steps and coordinate-updates a second, compile time, memory.
+"""How fast meta-training and applying are: steps a second, compile time, memory.
 
-    python benchmarks/throughput.py                                   # both problems
-    python benchmarks/throughput.py --data-dir DATA --study first_study.py
+    python benchmarks/throughput.py                                   # ours alone
+    python benchmarks/throughput.py --data-dir DATA --first-study first_study.py --devices 2 \\
+        --torch PYTHON                                                # an interpreter with torch
 
 Quadratics: 128 functions of 10 coordinates; MNIST: one MLP 784-20-10 with 15,910 coordinates. The
 paper's LSTM (2x20), episodes of 100 steps, truncation 20, Adam on φ, through `meta.make_step` with
-all that a user gets. An inner step is counted once for the whole batch of problems. Each problem
-runs in a process of its own, so that its peak memory is its own; with `--study` another script
-that prints a JSON line with `steps_per_s` runs in turns with ours. Without MNIST's files, random
-images of the same shape stand in: the work is the same.
+all that a user gets. An inner step is counted once for the whole batch of problems. Apply: one
+update of 1,002,660 coordinates in 1, 4 and 400 leaves, with params and state donated.
+
+Each problem runs in a process of its own, so that its peak memory is its own; others run in turns
+with ours: the first study, and torch (`_torch_training.py`). With `--devices` a mesh of so many
+host devices shares the quadratics, as it does in the study; MNIST has one problem, which no mesh
+can share. Without MNIST's files, random images of the same shape stand in: the work is the same.
+
+XLA counts the operations of a compiled step, its loops' bodies once: about those of one inner step
+with its backward pass. The peaks of the machine are measured beside: a product of matrices, and
+tanh of numbers in the cache.
 """
 
 import argparse
+import functools
 import json
+import os
 import pathlib
 import resource
 import subprocess
@@ -23,12 +33,16 @@ from typing import Any
 import _data
 import _report
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 import l2ljax as l2l
 
 HORIZON, TRUNCATION = 100, 20
+COORDINATES = 1_002_660
+LEAVES = {"apply-1": 1, "apply-4": 4, "apply-400": 400}
+PROBLEMS = ("quadratics", "mnist", *LEAVES)
 
 
 def problem(name: str, data_dir: str | None) -> tuple[l2l.LearnedOptimizer, l2l.Task, int, int]:
@@ -39,10 +53,26 @@ def problem(name: str, data_dir: str | None) -> tuple[l2l.LearnedOptimizer, l2l.
     return l2l.learned.lstm(), task, 1, 15_910
 
 
-def measure(name: str, data_dir: str | None, episodes: int, repeats: int) -> dict[str, Any]:
+def counts(compiled: Any) -> dict[str, float]:
+    """What XLA counts in a program."""
+    found = compiled.cost_analysis()
+    return {"flops": found["flops"], "transcendentals": found.get("transcendentals", 0.0)}
+
+
+def step_program(step: Any, state: Any) -> Any:
+    """The compiled step."""
+    run = jax.jit(lambda step, state, key: step(state, key))
+    return run.lower(step, state, jax.random.key(0)).compile()
+
+
+def measure(
+    name: str, data_dir: str | None, episodes: int, repeats: int, devices: int
+) -> dict[str, Any]:
     """Compiles and warms up outside the clock, then times `repeats` rounds of `episodes`."""
     opt, task, batch, coordinates = problem(name, data_dir)
-    step, state = l2l.meta.make_step(
+    mesh = jax.make_mesh((devices,), ("problems",)) if devices > 1 and batch > 1 else None
+    make = functools.partial(
+        l2l.meta.make_step,
         opt,
         task,
         key=jax.random.key(0),
@@ -50,6 +80,7 @@ def measure(name: str, data_dir: str | None, episodes: int, repeats: int) -> dic
         meta_optimizer=optax.adam(1e-3),
         estimator=l2l.meta.truncated(horizon=HORIZON, truncation=TRUNCATION),
     )
+    step, state = make(mesh=mesh)
     keys = iter(jax.random.split(jax.random.key(1), 2 + (repeats + 1) * episodes * 5))
     start = time.perf_counter()
     state, _ = jax.block_until_ready(step(state, next(keys)))
@@ -70,52 +101,155 @@ def measure(name: str, data_dir: str | None, episodes: int, repeats: int) -> dic
     median = float(np.median(seconds))
     return {
         "problem": name,
+        "devices": 1 if mesh is None else devices,
         "steps_per_s": steps / median,
         "steps_per_s_low": steps / max(seconds),
         "steps_per_s_high": steps / min(seconds),
         "coordinate_updates_per_s": steps * coordinates / median,
         "first_call_s": first,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        # Of one device, which does the work of all.
+        **counts(step_program(*make())),
     }
 
 
-def in_own_process(command: list[str]) -> dict[str, Any]:
+def measure_apply(leaves: int, coordinates: int, repeats: int) -> dict[str, Any]:
+    """One update and its addition to the params, on the random gradients of one draw."""
+    sizes = [len(part) for part in np.array_split(np.arange(coordinates), leaves)]
+    rng = np.random.default_rng(0)
+    gradients = {
+        f"{i:03}": jnp.asarray(rng.normal(size=size), jnp.float32) for i, size in enumerate(sizes)
+    }
+    opt = l2l.learned.lstm(preprocess=None)
+    tx = opt.bind(opt.init(jax.random.key(0)))
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(gradients, state)
+        return optax.apply_updates(params, updates), state
+
+    params = jax.tree.map(jnp.zeros_like, gradients)
+    state = jax.jit(tx.init)(params)
+    start = time.perf_counter()
+    compiled = step.lower(params, state, gradients).compile()
+    first = time.perf_counter() - start
+    params, state = jax.block_until_ready(compiled(params, state, gradients))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        params, state = jax.block_until_ready(compiled(params, state, gradients))
+        seconds.append(time.perf_counter() - start)
+    return {
+        "problem": f"apply-{leaves}",
+        "devices": 1,
+        "steps_per_s": 1 / float(np.median(seconds)),
+        "steps_per_s_low": 1 / max(seconds),
+        "steps_per_s_high": 1 / min(seconds),
+        "coordinate_updates_per_s": coordinates / float(np.median(seconds)),
+        "first_call_s": first,
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **counts(compiled),
+    }
+
+
+def peaks() -> dict[str, float]:
+    """What the machine reaches: FLOP/s of a product 2048³, tanh/s of numbers in the cache."""
+
+    def best(function: Any, x: jax.Array, repeats: int) -> float:
+        run = jax.jit(function)
+        jax.block_until_ready(run(x))
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            jax.block_until_ready(run(x))
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    square = best(lambda x: x @ x, jnp.ones((2048, 2048)), 10)
+    rounds = 200
+
+    def tanh_often(x: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, rounds, lambda _, x: jnp.tanh(x), x)
+
+    elementwise = best(tanh_often, jnp.ones(2**16), 10)
+    return {"flops_per_s": 2 * 2048**3 / square, "tanh_per_s": rounds * 2**16 / elementwise}
+
+
+def in_own_process(command: list[str], devices: int = 1) -> dict[str, Any]:
     """The JSON of a process's last line."""
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # The first study makes its devices itself.
+    environment = os.environ | ({"JAX_NUM_CPU_DEVICES": str(devices)} if devices > 1 else {})
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def rivals(name: str, arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """The commands that run in turns with ours."""
+    found = {}
+    kind = name.split("-")[0]
+    if arguments.first_study is not None:
+        data = [] if arguments.data_dir is None else ["--data", f"{arguments.data_dir}/mnist"]
+        devices = ["--devices", str(arguments.devices if name == "quadratics" else 1)]
+        found["first_study"] = [sys.executable, str(arguments.first_study), kind, *devices, *data]
+    if arguments.torch is not None and kind != "apply":
+        worker = pathlib.Path(__file__).with_name("_torch_training.py")
+        found["torch"] = [arguments.torch, str(worker), kind]
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir")
-    parser.add_argument("--study", type=pathlib.Path, help="a script to run in turns with ours")
+    parser.add_argument(
+        "--first-study", type=pathlib.Path, help="a script to run in turns with ours"
+    )
+    parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch")
+    parser.add_argument("--devices", type=int, default=1, help="host devices; default: %(default)s")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--one", choices=["quadratics", "mnist"], help=argparse.SUPPRESS)
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--quick", action="store_true", help="little of each, and write nothing")
+    parser.add_argument("--one", choices=[*PROBLEMS, "peaks"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    data = [] if arguments.data_dir is None else ["--data-dir", arguments.data_dir]
-    if arguments.one:
-        episodes, repeats = {"quadratics": (10, 5), "mnist": (2, 5)}[arguments.one]
-        print(json.dumps(measure(arguments.one, arguments.data_dir, episodes, repeats)))
+    quick = arguments.quick
+    if arguments.one == "peaks":
+        print(json.dumps(peaks()))
         return
+    if arguments.one in LEAVES:
+        sizes = (8_000, 2) if quick else (COORDINATES, 9)
+        print(json.dumps(measure_apply(LEAVES[arguments.one], *sizes)))
+        return
+    if arguments.one:
+        rounds = (1, 1) if quick else {"quadratics": (10, 5), "mnist": (2, 5)}[arguments.one]
+        found = measure(arguments.one, arguments.data_dir, *rounds, arguments.devices)
+        print(json.dumps(found))
+        return
+    passed = [] if arguments.data_dir is None else ["--data-dir", arguments.data_dir]
+    passed += ["--devices", str(arguments.devices), *["--quick"] * quick]
     rows = []
-    for name in ("quadratics", "mnist"):
-        ours, study = [], []
-        for _ in range(arguments.turns):
-            ours.append(in_own_process([sys.executable, __file__, "--one", name, *data]))
-            if arguments.study is not None:
-                where = (
-                    [] if arguments.data_dir is None else ["--data", f"{arguments.data_dir}/mnist"]
-                )
-                command = [sys.executable, str(arguments.study), name, *where]
-                study.append(in_own_process(command)["steps_per_s"])
+    for name in arguments.problems:
+        others = rivals(name, arguments)
+        ours: list[dict[str, Any]] = []
+        theirs: dict[str, list[float]] = {other: [] for other in others}
+        for _ in range(1 if quick else arguments.turns):
+            command = [sys.executable, __file__, "--one", name, *passed]
+            ours.append(in_own_process(command, arguments.devices if name == "quadratics" else 1))
+            for other, command in others.items():
+                theirs[other].append(in_own_process(command)["steps_per_s"])
         row = sorted(ours, key=lambda row: row["steps_per_s"])[len(ours) // 2]
-        if study:
-            ratios = [a["steps_per_s"] / b for a, b in zip(ours, study, strict=True)]
-            row |= {"study_steps_per_s": float(np.median(study))}
-            row |= {"ratio_to_study": float(np.median(ratios)), "ratios": ratios}
+        for other, speeds in theirs.items():
+            ratios = [a["steps_per_s"] / b for a, b in zip(ours, speeds, strict=True)]
+            row[other] = {
+                "steps_per_s": float(np.median(speeds)),
+                "ratio": float(np.median(ratios)),
+                "ratios": ratios,
+            }
         rows.append(row)
-        print(json.dumps(row, indent=2))
-    print(_report.write("throughput.json", {"command": " ".join(sys.argv), "rows": rows}))
+        print(json.dumps(row, indent=2), flush=True)
+    limits = in_own_process([sys.executable, __file__, "--one", "peaks"])
+    print(json.dumps(limits))
+    if not quick:
+        content = {"command": " ".join(sys.argv), "peaks": limits, "rows": rows}
+        print(_report.write("throughput.json", content))
 
 
 if __name__ == "__main__":
