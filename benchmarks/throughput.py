@@ -248,7 +248,12 @@ def main() -> None:
     limits = in_own_process([sys.executable, __file__, "--one", "peaks"])
     print(json.dumps(limits))
     if not quick:
-        content = {"command": " ".join(sys.argv), "peaks": limits, "rows": rows}
+        command = f"python benchmarks/throughput.py --devices {arguments.devices}"
+        # Without the folders, which are one machine's.
+        command += " --data-dir DATA" * (arguments.data_dir is not None)
+        command += " --first-study PATH" * (arguments.first_study is not None)
+        command += " --torch PYTHON" * (arguments.torch is not None)
+        content = {"command": command, "turns": arguments.turns, "peaks": limits, "rows": rows}
         print(_report.write("throughput.json", content))
 
 

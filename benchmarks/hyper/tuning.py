@@ -169,7 +169,7 @@ def draw(rows: dict[str, dict[str, Any]]) -> plt.Axes:
     for ax in axes:
         ax.grid(alpha=0.25, linewidth=0.5)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False)
+    axes[1].legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="lower left")
     return axes[0]
 
 
