@@ -169,7 +169,8 @@ def draw(rows: dict[str, dict[str, Any]]) -> plt.Axes:
     for ax in axes:
         ax.grid(alpha=0.25, linewidth=0.5)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[1].legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="lower left")
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
     return axes[0]
 
 
