@@ -1,29 +1,17 @@
 """The meta-gradient of optimizers that see values alone."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import optax
+from jaxtyping import Array
 
 from l2ljax import _checks
-from l2ljax.core import (
-    Estimate,
-    Estimator,
-    Key,
-    LearnedOptimizer,
-    Phi,
-    Problem,
-    Scalar,
-    Task,
-    as_partial,
-    closure,
-)
+from l2ljax.core import Problem, Scalar, Task, closure
 from l2ljax.hyper._acquisitions import expected_improvement
 from l2ljax.hyper._ask_tell import evaluate_in_turn
+from l2ljax.hyper._whole_episodes import whole_episodes
 from l2ljax.meta import EstimatorFactory
-from l2ljax.meta._episodes import Episode, batch_keys, begin
-from l2ljax.meta._segments import average
+from l2ljax.meta._episodes import Episode
 
 # Of the diagonal: points that lie close together stay a positive definite matrix.
 _NOISE = 1e-3
@@ -105,51 +93,20 @@ def black_box(horizon: int = 20, loss: str = "observed_improvement") -> Estimato
     _checks.count("horizon", horizon, least=2)
     _checks.choice("loss", loss, LOSSES)
 
-    def factory(
-        opt: LearnedOptimizer, task: Task, batch: int = 1, axis: str | None = None
-    ) -> Estimator:
-        _checks.count("batch", batch)
-        settings = {"horizon": int(horizon), "loss": loss, "batch": batch, "axis": axis}
-        return Estimator(
-            init=as_partial(_no_state), estimate=closure(_estimate, opt, task, **settings)
-        )
-
-    return factory
+    return whole_episodes(closure(_measure, horizon=int(horizon), loss=loss))
 
 
-def _no_state(key: Key, phi: Phi) -> tuple[()]:
-    del key, phi
-    return ()
-
-
-def _estimate(
-    opt: LearnedOptimizer,
+def _measure(
+    tx: optax.GradientTransformationExtraArgs,
     task: Task,
-    phi: Phi,
-    state: Any,
-    key: Key,
+    episode: Episode,
     *,
     horizon: int,
     loss: str,
-    batch: int,
-    axis: str | None,
-) -> tuple[Estimate, Any]:
-    episodes = jax.vmap(begin, in_axes=(None, 0))(task, batch_keys(key, batch, axis))
+) -> tuple[Scalar, dict[str, Array]]:
+    def value(x: Array, t: Array) -> Scalar:
+        return task.loss(x, episode.problem, jax.random.fold_in(episode.loss_key, t))
 
-    def meta_loss(phi: Phi) -> tuple[Scalar, Float[Array, "batch horizon"]]:
-        tx = opt.bind(phi)
-
-        def one(episode: Episode) -> tuple[Scalar, Float[Array, " horizon"]]:
-            def value(x: Array, t: Array) -> Scalar:
-                key = jax.random.fold_in(episode.loss_key, t)
-                return task.loss(x, episode.problem, key)
-
-            xs, ys = evaluate_in_turn(tx, value, episode.params, horizon=horizon)
-            return LOSSES[loss](xs, ys, episode.problem), ys
-
-        losses, ys = jax.vmap(one)(episodes)
-        return losses.mean(), ys
-
-    (value, ys), grad = jax.value_and_grad(meta_loss, has_aux=True)(phi)
-    aux = {"losses": ys.mean(axis=0), "lowest": jax.lax.cummin(ys, axis=1).mean(axis=0)}
-    return Estimate(*average(axis, (value, grad, aux))), state
+    xs, ys = evaluate_in_turn(tx, value, episode.params, horizon=horizon)
+    aux = {"losses": ys, "lowest": jax.lax.cummin(ys)}
+    return LOSSES[loss](xs, ys, episode.problem), aux

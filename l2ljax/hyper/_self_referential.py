@@ -10,22 +10,10 @@ import optax
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
-from l2ljax.core import (
-    Estimate,
-    Estimator,
-    Key,
-    LearnedOptimizer,
-    Params,
-    Phi,
-    Problem,
-    Scalar,
-    Task,
-    as_partial,
-    closure,
-)
+from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Scalar, Task, closure
+from l2ljax.hyper._whole_episodes import whole_episodes
 from l2ljax.meta import EstimatorFactory
-from l2ljax.meta._episodes import batch_keys, begin
-from l2ljax.meta._segments import average
+from l2ljax.meta._episodes import Episode
 
 
 class SelfReferentialState(NamedTuple):
@@ -237,36 +225,14 @@ def stream() -> EstimatorFactory:
     >>> estimate.grad.shape, estimate.aux["losses"].shape
     ((24, 28), (5,))
     """
-
-    def factory(
-        opt: LearnedOptimizer, task: Task, batch: int = 1, axis: str | None = None
-    ) -> Estimator:
-        _checks.count("batch", batch)
-        return Estimator(
-            init=as_partial(_no_state),
-            estimate=closure(_estimate, opt, task, batch=batch, axis=axis),
-        )
-
-    return factory
+    return whole_episodes(_measure)
 
 
-def _no_state(key: Key, phi: Phi) -> tuple[()]:
-    del key, phi
-    return ()
-
-
-def _estimate(
-    opt: LearnedOptimizer, task: Task, phi: Phi, state: Any, key: Key, *, batch: int, axis: Any
-) -> tuple[Estimate, Any]:
-    problems = jax.vmap(begin, in_axes=(None, 0))(task, batch_keys(key, batch, axis)).problem
-
-    def meta_loss(phi: Phi) -> tuple[Scalar, Array]:
-        def one(problem: Problem) -> Array:
-            outputs, _ = run_stream(opt.bind(phi), problem["inputs"], problem["targets"])
-            return jnp.sum((problem["targets"] - outputs) ** 2, axis=1) / 2
-
-        losses = jax.vmap(one)(problems).mean(axis=0)
-        return losses.sum(), losses
-
-    (loss, losses), grad = jax.value_and_grad(meta_loss, has_aux=True)(phi)
-    return Estimate(*average(axis, (loss, grad, {"losses": losses}))), state
+def _measure(
+    tx: optax.GradientTransformation, task: Task, episode: Episode
+) -> tuple[Scalar, dict[str, Array]]:
+    del task
+    targets = episode.problem["targets"]
+    outputs, _ = run_stream(tx, episode.problem["inputs"], targets)
+    losses = jnp.sum((targets - outputs) ** 2, axis=1) / 2
+    return losses.sum(), {"losses": losses}
