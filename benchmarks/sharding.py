@@ -178,7 +178,7 @@ def main() -> None:
     if arguments.quick:
         return
     path = _report.write(
-        "hyper/sharding.json",
+        "sharding.json",
         {
             "command": "python benchmarks/sharding.py",
             "params": count,
