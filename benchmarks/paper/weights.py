@@ -127,7 +127,7 @@ def robust_mnist(data_dir: str | None) -> Recipe:
                 validate=lambda key: meta.validation(
                     opt, [base, third, late], key=key, horizon=(100, 100, 200), problems=8
                 ),
-                # All of it ends at .111 after 2,000 steps and at .293 after 100 (8 and 16 problems
+                # All of it ends at .111 after 2,000 steps and at .293 after 100 (4 and 16 problems
                 # of the training half); none of it at .140 and .284; half of it at .113 and .286.
                 share=0.5,
             ),
