@@ -239,7 +239,9 @@ def draw(rows: dict[str, Any], times: dict[int, dict[str, float]]) -> plt.Axes:
         xticks=np.arange(len(times)),
         xticklabels=[str(dim) for dim in times],
     )
-    last.legend(frameon=False)
+    # Room for the legend above the bars.
+    last.margins(y=0.4)
+    last.legend(frameon=False, loc="upper left", ncols=2)
     return panels[0, 0]
 
 
