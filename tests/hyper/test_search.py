@@ -135,7 +135,9 @@ def test_scrambled_points_are_uniform_each():
         assert scipy.stats.kstest(column, "uniform").pvalue > 0.01
 
 
-@pytest.mark.parametrize("method", ["random", BAYESIAN, "optuna"], ids=str)
+@pytest.mark.parametrize(
+    "method", ["random", BAYESIAN, "optuna"], ids=["random", "bayesian", "optuna"]
+)
 def test_a_search_goes_on_as_if_it_had_not_been_interrupted(tmp_path, method):
     def run(trials, file=None):
         return hyper.search(
