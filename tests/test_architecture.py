@@ -82,6 +82,16 @@ def imports_go_to_lower_floors(sources: Sources) -> list[str]:
     return found
 
 
+def rooms_are_entered_by_their_doors(sources: Sources) -> list[str]:
+    inner = re.compile(r"l2ljax\.(\w+)\._\w+.*")
+    return [
+        f"{path}: imports {name}"
+        for path, tree in _library(sources)
+        for name in _imports(tree)
+        if (match := inner.fullmatch(name)) and match[1] != _room(path)
+    ]
+
+
 def libraries_have_one_door(sources: Sources) -> list[str]:
     doors = {"flax": "l2ljax/networks/", "matplotlib": "l2ljax/plots.py"}
     return [
@@ -205,6 +215,7 @@ BAD: list[tuple[Rule, Sources]] = [
     (imports_go_to_lower_floors, {"l2ljax/tasks/a.py": "from l2ljax import Task"}),
     (imports_go_to_lower_floors, {"l2ljax/tasks/a.py": "from . import mnist"}),
     (imports_go_to_lower_floors, {"l2ljax/attic.py": ""}),
+    (rooms_are_entered_by_their_doors, {"l2ljax/hyper/a.py": "from l2ljax.meta._unroll import x"}),
     (libraries_have_one_door, {"l2ljax/learned/lstm.py": "import flax.linen as nn"}),
     (libraries_have_one_door, {"l2ljax/cli.py": "def f():\n  from matplotlib import pyplot"}),
     (nothing_is_pickled, {"tests/test_a.py": "import pickle"}),

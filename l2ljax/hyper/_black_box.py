@@ -10,8 +10,7 @@ from l2ljax.core import Problem, Scalar, Task, closure
 from l2ljax.hyper._acquisitions import expected_improvement
 from l2ljax.hyper._ask_tell import evaluate_in_turn
 from l2ljax.hyper._whole_episodes import whole_episodes
-from l2ljax.meta import EstimatorFactory
-from l2ljax.meta._episodes import Episode
+from l2ljax.meta import Episode, EstimatorFactory
 
 # Of the diagonal: points that lie close together stay a positive definite matrix.
 _NOISE = 1e-3

@@ -9,8 +9,7 @@ from jax.tree_util import Partial
 
 from l2ljax import _checks
 from l2ljax.core import Key, Scalar, Task, as_partial, as_pytree, closure
-from l2ljax.meta import final_loss, unroll, unroll_batch
-from l2ljax.meta._episodes import batch_keys, begin
+from l2ljax.meta import begin_episode, episode_keys, final_loss, unroll, unroll_batch
 
 Family = Task | Callable[..., Task]
 
@@ -94,8 +93,8 @@ def _objective(
     judge = validation if isinstance(validation, Task) else validation(**of_task)
 
     def validate(key: Key) -> Scalar:
-        problem, _, loss_key = begin(task, key)
+        problem, _, loss_key = begin_episode(task, key)
         _, params = unroll(tx, task, problem, key, horizon=steps)
         return judge.objective(params, problem, jax.random.fold_in(loss_key, steps))
 
-    return jax.vmap(validate)(batch_keys(key, problems)).mean()
+    return jax.vmap(validate)(episode_keys(key, problems)).mean()

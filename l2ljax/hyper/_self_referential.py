@@ -12,8 +12,7 @@ from jaxtyping import Array, Float
 from l2ljax import _checks
 from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Scalar, Task, closure
 from l2ljax.hyper._whole_episodes import whole_episodes
-from l2ljax.meta import EstimatorFactory
-from l2ljax.meta._episodes import Episode
+from l2ljax.meta import Episode, EstimatorFactory
 
 
 class SelfReferentialState(NamedTuple):

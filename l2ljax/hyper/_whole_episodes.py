@@ -20,9 +20,7 @@ from l2ljax.core import (
     as_partial,
     closure,
 )
-from l2ljax.meta import EstimatorFactory
-from l2ljax.meta._episodes import Episode, batch_keys, begin
-from l2ljax.meta._segments import average
+from l2ljax.meta import Episode, EstimatorFactory, begin_episodes, device_mean
 
 Measure = Callable[[optax.GradientTransformation, Task, Episode], tuple[Scalar, dict[str, Array]]]
 """`measure(tx, task, episode) -> (meta-loss, aux)` of one problem."""
@@ -64,7 +62,7 @@ def _estimate(
     batch: int,
     axis: str | None,
 ) -> tuple[Estimate, Any]:
-    episodes = jax.vmap(begin, in_axes=(None, 0))(task, batch_keys(key, batch, axis))
+    episodes = begin_episodes(task, key, batch, axis)
 
     def meta_loss(phi: Phi) -> tuple[Scalar, dict[str, Array]]:
         tx = opt.bind(phi)
@@ -72,4 +70,4 @@ def _estimate(
         return jax.tree.map(lambda leaf: leaf.mean(axis=0), found)
 
     (loss, aux), grad = jax.value_and_grad(meta_loss, has_aux=True)(phi)
-    return Estimate(*average(axis, (loss, grad, aux))), state
+    return Estimate(*device_mean(axis, (loss, grad, aux))), state

@@ -21,8 +21,12 @@ directly, so they must not be held constant: `second_derivatives=True`, or an er
 
 `weighted` makes one of several on one task, and `mixture` one of several tasks. They nest: a
 mixture of weighted sums is an estimator too. `train` says which of them helps against what.
+
+An estimator of one's own is any `core.Estimator`. With `begin_episodes` it draws the same problems
+as these, and `device_mean` is what it lacks to run on several devices.
 """
 
+from l2ljax.meta._episodes import Episode, begin_episode, begin_episodes, episode_keys
 from l2ljax.meta._es import es
 from l2ljax.meta._forward import forward
 from l2ljax.meta._full import full
@@ -32,7 +36,7 @@ from l2ljax.meta._mixture import mixture
 from l2ljax.meta._pes import PESState, pes
 from l2ljax.meta._progress import Callback, Progress, TrainState
 from l2ljax.meta._reversible import reversible
-from l2ljax.meta._segments import EstimatorFactory, TruncatedState
+from l2ljax.meta._segments import EstimatorFactory, TruncatedState, device_mean
 from l2ljax.meta._step_weights import final_weights, polynomial_weights
 from l2ljax.meta._train import TrainResult, make_step, train
 from l2ljax.meta._truncated import truncated
@@ -42,6 +46,7 @@ from l2ljax.meta._weighted import WeightedState, weighted
 
 __all__ = [
     "Callback",
+    "Episode",
     "EstimatorFactory",
     "PESState",
     "Progress",
@@ -49,6 +54,10 @@ __all__ = [
     "TrainState",
     "TruncatedState",
     "WeightedState",
+    "begin_episode",
+    "begin_episodes",
+    "device_mean",
+    "episode_keys",
     "es",
     "final_loss",
     "final_weights",

@@ -39,14 +39,19 @@ class Episode(NamedTuple):
     loss_key: Key
 
 
-def begin(task: Task, key: Key) -> Episode:
+def begin_episode(task: Task, key: Key) -> Episode:
     """Draws a problem and θ₀ from an episode's key."""
     problem_key, init_key, loss_key = jax.random.split(key, 3)
     problem = task.sample(problem_key)
     return Episode(problem, task.init(init_key, problem), loss_key)
 
 
-def batch_keys(key: Key, batch: int, axis: str | None = None) -> Shaped[Array, "batch *words"]:
+def begin_episodes(task: Task, key: Key, batch: int, axis: str | None = None) -> Episode:
+    """Draws problems and θ₀ of a batch, problem i from `episode_keys(key, batch, axis)[i]`."""
+    return jax.vmap(begin_episode, in_axes=(None, 0))(task, episode_keys(key, batch, axis))
+
+
+def episode_keys(key: Key, batch: int, axis: str | None = None) -> Shaped[Array, "batch *words"]:
     """The episodes' keys of a batch: `fold_in(key, i)` for problem i.
 
     Args:

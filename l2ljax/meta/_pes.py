@@ -29,8 +29,8 @@ from l2ljax.meta._segments import (
     EstimatorFactory,
     TruncatedState,
     after,
-    average,
     begin_batch,
+    device_mean,
     going_on,
     init_ended,
     measurements,
@@ -210,5 +210,5 @@ def _estimate(
         noise,
     )
     grad = _perturbations.slope(found, accumulated, std)
-    loss, grad, losses = average(axis, (found.mean(), grad, losses[:, 1:].mean(axis=(0, 2))))
+    loss, grad, losses = device_mean(axis, (found.mean(), grad, losses[:, 1:].mean(axis=(0, 2))))
     return Estimate(loss, grad, measurements(present, losses)), PESState(segment, accumulated)

@@ -24,10 +24,10 @@ from l2ljax.core import (
 )
 from l2ljax.meta import _fixed_point as fixed
 from l2ljax.meta._binding import join, require_second_derivatives, split, task_at
-from l2ljax.meta._episodes import Episode, batch_keys, begin
+from l2ljax.meta._episodes import Episode, begin_episode, episode_keys
 from l2ljax.meta._horizons import horizons
 from l2ljax.meta._meta_loss import META_LOSSES, StepWeights, step_weight_table
-from l2ljax.meta._segments import EstimatorFactory, average
+from l2ljax.meta._segments import EstimatorFactory, device_mean
 
 _FAULTS = {
     "irreversible": "the run backwards did not end at the params that it began with: the gradients "
@@ -181,8 +181,8 @@ def _estimate(
 ) -> tuple[Estimate, Int[Array, ""]]:
     own, psi = split(task, phi)
     _checks.floating_leaves("psi", psi)
-    keys = batch_keys(key, batch, axis)
-    one = jax.eval_shape(begin, task_at(task, psi), keys[0]).params
+    keys = episode_keys(key, batch, axis)
+    one = jax.eval_shape(begin_episode, task_at(task, psi), keys[0]).params
     _checks.floating_leaves("params", one)
     times = jnp.arange(weights.size, dtype=jnp.int32)
     (rates, decays), pull = jax.vjp(lambda own: opt.coefficients(own, one, times), own)
@@ -200,7 +200,7 @@ def _estimate(
     def run(key: Key) -> tuple[Array, list[Array], list[Array], Any, Array, Array]:
         def start(psi: Any) -> _Start:
             bound = task_at(task, psi)
-            return _Start(bound, begin(bound, key))
+            return _Start(bound, begin_episode(bound, key))
 
         return _there_and_back(
             coefficients,
@@ -223,7 +223,7 @@ def _estimate(
         jax.tree.map(lambda d, like: d.astype(like.dtype), tuple(cotangents), (rates, decays))
     )
     grad = join(task, d_own, jax.tree.map(lambda d: d.mean(axis=0), d_psi))
-    loss, grad, losses = average(axis, (loss, grad, losses[:, 1:].mean(axis=0)))
+    loss, grad, losses = device_mean(axis, (loss, grad, losses[:, 1:].mean(axis=0)))
     overflow = overflow.any()
     flags = {
         "overflow": overflow,

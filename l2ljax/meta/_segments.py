@@ -24,7 +24,7 @@ from l2ljax.core import (
     closure,
 )
 from l2ljax.meta._binding import bind
-from l2ljax.meta._episodes import Episode, batch_keys, begin
+from l2ljax.meta._episodes import Episode, begin_episodes
 from l2ljax.meta._horizons import Horizons
 
 EstimatorFactory = Callable[..., Estimator]
@@ -141,7 +141,7 @@ def begin_batch(
     keep_initial: bool,
 ) -> TruncatedState:
     """The start of a batch of episodes."""
-    episode = jax.vmap(begin, in_axes=(None, 0))(task, batch_keys(key, batch, axis))
+    episode = begin_episodes(task, key, batch, axis)
     return TruncatedState(
         step=jnp.zeros((), jnp.int32),
         episode=episode,
@@ -181,8 +181,8 @@ def going_on(
     return jax.lax.cond(state.step >= horizon, fresh, lambda: state)
 
 
-def average(axis: str | None, tree: Any) -> Any:
-    """The mean over the devices of an axis; None: there is one."""
+def device_mean(axis: str | None, tree: Any) -> Any:
+    """The mean of a tree over the devices of an axis; None: there is one device."""
     return tree if axis is None else jax.lax.pmean(tree, axis)
 
 
@@ -222,7 +222,7 @@ def _estimate(
         return loss, (losses, present, params, opt_state)
 
     (loss, (losses, present, params, opt_state)), grad = gradient(meta_loss, phi, key)
-    loss, grad, losses = average(axis, (loss, grad, losses[1:].mean(axis=1)))
+    loss, grad, losses = device_mean(axis, (loss, grad, losses[1:].mean(axis=1)))
     return Estimate(loss, grad, measurements(present, losses)), after(
         present, truncation, params, opt_state
     )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks
 from l2ljax.core import CoordinatewiseTransformation, Key, Params, Problem, Scalar, Task
-from l2ljax.meta._episodes import Episode, batch_keys, begin
+from l2ljax.meta._episodes import Episode, begin_episodes
 
 
 def unroll(
@@ -88,7 +88,7 @@ def unroll_batch(
     Returns:
         One run a row.
     """
-    episode = jax.vmap(begin, in_axes=(None, 0))(task, batch_keys(key, problems))
+    episode = begin_episodes(task, key, problems)
     losses, _, _ = advance(
         update_rule(tx, task, batched=True),
         task,

@@ -7,8 +7,7 @@ import optax
 import pytest
 from scipy import stats
 
-from l2ljax import hyper, learned, tasks
-from l2ljax.meta._episodes import batch_keys, begin
+from l2ljax import hyper, learned, meta, tasks
 
 DIM, HORIZON, BATCH = 2, 5, 3
 KEY = jax.random.key(3)
@@ -41,8 +40,8 @@ def episodes():
         optimizer = hyper.ask_tell(opt.bind(phi), [(-1, 1)] * DIM)
         tell, loss = jax.jit(optimizer.tell), jax.jit(task.loss)
         found = []
-        for key in batch_keys(KEY, BATCH):
-            problem = begin(task, key).problem
+        for key in meta.episode_keys(KEY, BATCH):
+            problem = meta.begin_episode(task, key).problem
             state, xs, ys = optimizer.init(), [], []
             for _ in range(HORIZON):
                 xs.append(np.asarray(optimizer.ask(state)))
@@ -106,7 +105,7 @@ def test_the_gradient_of_observed_improvement_holds_the_minimum_before_constant(
     weights = jnp.array(
         [[0, *(ys[1:] < np.minimum.accumulate(ys)[:-1])] for _, ys, _ in episodes()], float
     )
-    problems = jax.vmap(begin, in_axes=(None, 0))(task, batch_keys(KEY, BATCH)).problem
+    problems = meta.begin_episodes(task, KEY, BATCH).problem
 
     def improving(phi):
         def values(problem):
