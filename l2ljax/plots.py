@@ -16,6 +16,8 @@ from l2ljax.meta import TrainResult
 # Okabe and Ito's palette, told apart by colour-blind readers too; black is for the reference.
 _COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999")
 _STYLES = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+_LONG_LEGEND = 6
+"""More curves leave no room for their names."""
 
 
 def curves(
@@ -36,7 +38,7 @@ def curves(
         band: "interval", a 95 % interval of the statistic over problems (bootstrap); "quartiles",
             from the first to the third quartile of problems; or None.
         log_steps: whether the axis of steps is logarithmic too; step 0 then has no place on it.
-        ax: where to draw; default: a new figure.
+        ax: where to draw; default: a new figure, with the legend beside the axes if it is long.
 
     Returns:
         The axes; `save(ax, path)` writes the picture.
@@ -54,8 +56,12 @@ def curves(
     if not given:
         raise ValueError("results must have at least one curve, got none")
     runs = {name: _losses(name, losses) for name, losses in given.items()}
+    place: dict[str, Any] = {}
     if ax is None:
-        _, ax = plt.subplots(figsize=(7, 4.2), layout="constrained")
+        beside = len(runs) > _LONG_LEGEND
+        _, ax = plt.subplots(figsize=(9.5 if beside else 7, 4.2), layout="constrained")
+        if beside:
+            place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
     rivals = 0
     for name, losses in runs.items():
         if isinstance(results, Comparison) and name == results.reference:
@@ -77,7 +83,7 @@ def curves(
         ax.set_xscale("log")
     ax.set_xlabel("step")
     ax.set_ylabel(f"loss, {statistic} over {len(losses)} problems")
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, **place)
     return ax
 
 

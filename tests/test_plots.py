@@ -106,6 +106,14 @@ def test_curves_may_be_drawn_into_given_axes():
     assert plots.images({"a": np.ones((2, 2, 3))}, ax=ax) is ax
 
 
+@pytest.mark.parametrize(("curves", "beside"), [(3, False), (9, True)])
+def test_a_long_legend_stands_beside_the_curves(curves, beside):
+    ax = plots.curves({str(i): LOSSES for i in range(curves)})
+    ax.figure.draw_without_rendering()
+    inside = ax.get_window_extent().overlaps(ax.get_legend().get_window_extent())
+    assert inside != beside
+
+
 def test_history_shows_the_meta_loss_its_running_mean_and_the_validation():
     loss = np.linspace(3, 1, 200)
     ax = plots.history(
