@@ -134,7 +134,7 @@ def robust_mnist(data_dir: str | None) -> Recipe:
             ),
             # Two layers of sigmoids begin where gradients are small, and so do smaller params.
             Part(
-                400,
+                200,
                 5e-4,
                 meta.mixture(
                     [whole_episodes(), whole_episodes(), whole_episodes(200)],
@@ -147,7 +147,7 @@ def robust_mnist(data_dir: str | None) -> Recipe:
                     [base, third, flat, late],
                     key=key,
                     horizon=(100, 100, 100, 200),
-                    problems=8,
+                    problems=4,
                 ),
             ),
         ],
