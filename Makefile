@@ -12,7 +12,7 @@ DEV = $(VENV)/.installed-dev
 
 DEMO_OUT ?= runs/demo
 DEMO_ARGS ?=
-TEST_ARGS ?= -n 2 --dist loadfile
+TEST_ARGS ?= -n 2 --dist worksteal
 BENCH ?=
 BENCH_ARGS ?=
 BENCHMARKS = $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py))

@@ -133,6 +133,7 @@ def cross_entropy(probabilities, labels):
     return -jnp.log(jnp.take_along_axis(probabilities, labels[:, None], axis=1)).mean()
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_digit_classifiers_beats_its_mean_member_and_its_last():
     data, steps, cycles = digits(), 600, 6
     inputs, labels = data.train[:300].examples()

@@ -257,6 +257,7 @@ def test_a_run_of_another_task_is_not_resumed(copy, words):
     assert "--task must be that of the run, 'quadratic', got 'digits'" in err
 
 
+@pytest.mark.slow
 def test_training_begins_with_the_weights_that_are_given(trained, tmp_path):
     folder = tmp_path / "more"
     words = ["--start", trained, "--meta-rate", "1e-9", "--out", folder]

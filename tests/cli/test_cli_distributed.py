@@ -75,6 +75,7 @@ def assert_finished(job):
     return outputs
 
 
+@pytest.mark.slow
 def test_a_job_that_lost_a_process_goes_on_from_its_checkpoint_to_the_weights_of_one(
     tmp_path, start
 ):

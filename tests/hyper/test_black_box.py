@@ -66,6 +66,7 @@ def expected_improvements(xs, ys, scale):
         yield std * (z * stats.norm.cdf(z) + stats.norm.pdf(z))
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_the_episodes():
     expected = {"sum": [], "observed_improvement": [], "expected_improvement": []}
     for xs, ys, scale in episodes():

@@ -75,6 +75,7 @@ def test_every_method_stays_in_bounds_and_records_the_objective(method):
     assert type(result.best["rate"]) is float and type(result.best["count"]) is int
 
 
+@pytest.mark.slow
 def test_a_bayesian_search_beats_a_random_one():
     def regret(method, seed):
         settings = {"key": jax.random.key(seed), "trials": 24, "at_once": 4}

@@ -107,6 +107,7 @@ def over_an_episode(factory, calls, segments, pairs):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.slow
 def test_evolution_strategies_find_the_gradient_within_their_error():
     """10⁵ samples each; segments bias truncated ES, and do not bias persistent ES."""
     horizon, truncation, calls, pairs = 8, 2, 50, 2000

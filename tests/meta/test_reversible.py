@@ -92,6 +92,7 @@ def test_the_stack_has_room_for_the_smallest_decay_that_was_declared():
     [("mean", None, True), ("log_improvement", LIKE, True), ("mean", LIKE, False)],
     ids=["mean", "log_improvement", "first derivatives"],
 )
+@pytest.mark.slow
 def test_the_gradient_is_that_of_full(meta_loss, like, second_derivatives):
     opt, phi = schedules(12, like=like)
     # The loss is scaled, the objective is not; weights start in the middle.
