@@ -47,7 +47,13 @@ class Split:
         return len(self.inputs) if self.total is None else self.total
 
     def __getitem__(self, part: slice) -> "Split":
-        """The examples in a slice."""
+        """The examples in a slice.
+
+        Raises:
+            ValueError: if each device has a part of them.
+        """
+        if self.axis is not None:
+            raise ValueError(f"a split must be sliced before it is split over {self.axis!r}")
         return Split(self.inputs[part], self.labels[part], self.maximum)
 
     def examples(self, indices: Array | None = None) -> tuple[Array, Array]:

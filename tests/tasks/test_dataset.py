@@ -29,6 +29,12 @@ def test_inputs_without_a_maximum_stay_as_they_are():
     np.testing.assert_array_equal(inputs, tokens[1:])
 
 
+def test_a_split_that_devices_share_has_no_slices():
+    shared = Split(np.zeros((4, 2)), np.zeros(4)).split_over("problems", 2)
+    with pytest.raises(ValueError, match="must be sliced before it is split over 'problems'"):
+        shared[:2]
+
+
 def test_dataset_is_a_pytree_of_arrays_with_static_facts():
     dataset = Dataset(train=_split(), test=_split(3, 3), name="corners", classes=3)
     assert len(jax.tree.leaves(dataset)) == 4
