@@ -23,8 +23,8 @@ class Panel:
         problems: fresh problems.
         tuning_problems: other problems that baselines are tuned on.
         window: last losses that are averaged to the final loss.
-        costly: each baseline has 11 rates instead of 17, one setting after the other, and of the
-            stronger ones only AdamW stands beside the paper's four: a tuned decay takes hours.
+        costly: each baseline has 11 rates instead of 17, one setting after the other, and none
+            stands beside the paper's four: a tuned decay takes hours.
     """
 
     title: str
