@@ -13,6 +13,8 @@ Each problem runs in a process of its own, so that its peak memory is its own; o
 with ours: the first study, and torch (`_torch_training.py`). With `--devices` a mesh of so many
 host devices shares the quadratics, as it does in the study; MNIST has one problem, which no mesh
 can share. Without MNIST's files, random images of the same shape stand in: the work is the same.
+Ours runs once more in turns with huge pages, which Linux gives to a process that asks glibc for
+them in its environment: large buffers are then not brought in 4 KiB at a time.
 
 XLA counts the operations of a compiled step, its loops' bodies once: about those of one inner step
 with its backward pass. The peaks of the machine are measured beside: a product of matrices, and
@@ -28,6 +30,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import _data
@@ -40,6 +43,7 @@ import optax
 import l2ljax as l2l
 
 HORIZON, TRUNCATION = 100, 20
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 COORDINATES = 1_002_660
 LEAVES = {"apply-1": 1, "apply-4": 4, "apply-400": 400}
 PROBLEMS = ("quadratics", "mnist", *LEAVES)
@@ -175,16 +179,15 @@ def peaks() -> dict[str, float]:
     return {"flops_per_s": 2 * 2048**3 / square, "tanh_per_s": rounds * 2**16 / elementwise}
 
 
-def in_own_process(command: list[str], devices: int = 1) -> dict[str, Any]:
+def in_own_process(command: list[str], environment: Mapping[str, str] = {}) -> dict[str, Any]:
     """The JSON of a process's last line."""
-    # The first study makes its devices itself.
-    environment = os.environ | ({"JAX_NUM_CPU_DEVICES": str(devices)} if devices > 1 else {})
+    environment = {**os.environ, **environment}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def rivals(name: str, arguments: argparse.Namespace) -> dict[str, list[str]]:
-    """The commands that run in turns with ours."""
+    """The commands that run in turns with ours; the first study makes its devices itself."""
     found = {}
     kind = name.split("-")[0]
     if arguments.first_study is not None:
@@ -227,14 +230,22 @@ def main() -> None:
     passed += ["--devices", str(arguments.devices), *["--quick"] * quick]
     rows = []
     for name in arguments.problems:
-        others = rivals(name, arguments)
+        command = [sys.executable, __file__, "--one", name, *passed]
+        devices = arguments.devices if name == "quadratics" else 1
+        environment = {"JAX_NUM_CPU_DEVICES": str(devices)} if devices > 1 else {}
+        others = {
+            "huge_pages": functools.partial(in_own_process, command, environment | HUGE_PAGES),
+            **{
+                other: functools.partial(in_own_process, rival)
+                for other, rival in rivals(name, arguments).items()
+            },
+        }
         ours: list[dict[str, Any]] = []
         theirs: dict[str, list[float]] = {other: [] for other in others}
         for _ in range(1 if quick else arguments.turns):
-            command = [sys.executable, __file__, "--one", name, *passed]
-            ours.append(in_own_process(command, arguments.devices if name == "quadratics" else 1))
-            for other, command in others.items():
-                theirs[other].append(in_own_process(command)["steps_per_s"])
+            ours.append(in_own_process(command, environment))
+            for other, run in others.items():
+                theirs[other].append(run()["steps_per_s"])
         row = sorted(ours, key=lambda row: row["steps_per_s"])[len(ours) // 2]
         for other, speeds in theirs.items():
             ratios = [a["steps_per_s"] / b for a, b in zip(ours, speeds, strict=True)]
