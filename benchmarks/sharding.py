@@ -135,19 +135,24 @@ def measure(name: str, layout: str, params: dict[str, Any]) -> dict[str, Any]:
 
 def draw(rows: list[dict[str, Any]]) -> plt.Axes:
     """The state of each optimizer on a device, beside an eighth of it."""
-    axes = plt.figure(figsize=(7, 3.5)).add_subplot()
+    _, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     names = [row["optimizer"] + ", flat" * (row["layout"] == "flat") for row in rows]
     places = np.arange(len(rows))
     sizes = [row["state_bytes_on_a_device"] / 2**30 for row in rows]
-    bars = axes.barh(places, sizes, 0.7, color=["C1" if "flat" in n else "C0" for n in names])
-    axes.bar_label(bars, [f"{size:.3g}" for size in sizes], padding=8, fontsize=8)
     ideal = [row["state_bytes"] / DEVICES / 2**30 for row in rows]
-    axes.plot(ideal, places, "k|", ms=18, label="an eighth of the whole state")
+    axes.plot(ideal, places, "k|", ms=14, label="an eighth of the whole state")
+    axes.plot(sizes, places, "o", label="on a device")
+    for size, place in zip(sizes, places, strict=True):
+        axes.annotate(
+            f"{size:.3g}", (size, place), (10, 0), textcoords="offset points", va="center"
+        )
     axes.set_yticks(places, names)
     axes.invert_yaxis()
-    axes.set(xlabel="state on one of 8 devices, GiB", xscale="log")
-    axes.margins(x=0.1)
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.set(xlabel="state of 10⁸ params, split over 8 devices, GiB", xscale="log")
+    axes.margins(x=0.1, y=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, axis="x", linewidth=0.5)
+    axes.legend(frameon=False, loc="upper left")
     return axes
 
 
