@@ -17,7 +17,7 @@ from l2ljax.tasks._metaparameters import (
     learned_l2,
 )
 from l2ljax.tasks._mnist import mnist
-from l2ljax.tasks._neural_art import neural_art, sample_art
+from l2ljax.tasks._neural_art import neural_art, sample_art, sample_pictures
 from l2ljax.tasks._quadratic import quadratic
 from l2ljax.tasks._supervised import cross_entropy, squared_error, supervised
 from l2ljax.tasks._warm_start import warm_start
@@ -52,6 +52,7 @@ __all__ = [
     "random_features",
     "sample_art",
     "sample_images",
+    "sample_pictures",
     "squared_error",
     "supervised",
     "vgg_features",

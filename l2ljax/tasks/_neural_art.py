@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from l2ljax import _checks
 from l2ljax.core import Key, Problem, Scalar, Task, as_partial, closure
@@ -167,6 +167,32 @@ def sample_art(
     >>> task.init(jax.random.key(1), problem).shape
     (32, 32, 3)
     """
+    contents, picture = sample_pictures(part, style, size, count)
+    return neural_art(contents, picture, **{"crop": size, **options})
+
+
+def sample_pictures(
+    part: str = "train", style: str = "flower", size: int = 64, count: int = 1_800
+) -> tuple[UInt8[Array, "{count} {size} {size} 3"], UInt8[np.ndarray, "height width 3"]]:
+    """The contents and the style of `sample_art`, to look at beside what was painted.
+
+    Args:
+        part: as in `sample_art`, and so are the others.
+        style: its name.
+        size: of the contents, and of the shorter side of the style.
+        count: number of contents. Problem i of the task has content `problem["index"]`.
+
+    Returns:
+        The contents and the style.
+
+    Raises:
+        ValueError: for an unknown part or style, or sizes below one.
+        ImportError: without the extra.
+
+    >>> contents, picture = sample_pictures(size=32, count=10)
+    >>> contents.shape, picture.shape
+    ((10, 32, 32, 3), (32, 48, 3))
+    """
     _checks.choice("part", part, ["train", "evaluation"])
     _checks.choice("style", style, ["flower", "waves"])
     photographs = sample_images()
@@ -174,8 +200,7 @@ def sample_art(
     half = slice(middle) if part == "train" else slice(middle, None)
     contents = crops([photographs["china"][:, half]], count, size)
     picture = photographs["flower"] if style == "flower" else _waves()
-    scaled = resize(as_bytes("style", picture), size)
-    return neural_art(contents, scaled, **{"crop": size, **options})
+    return contents, resize(as_bytes("style", picture), size)
 
 
 def _waves() -> Float[np.ndarray, "256 256 3"]:
