@@ -97,7 +97,6 @@ def robust_mnist(data_dir: str | None) -> Recipe:
     # as if all params together were three times as large.
     second = tasks.augment(base, coordinate=1.0, leaf=1.5, loss=1.0)
     third = tasks.augment(base, coordinate=1.0, leaf=1.0, params=1.5)
-    flat = tasks.augment(base, coordinate=1.0, leaf=1.0, init=1.5)
     # Late training, for runs much longer than any episode.
     late = tasks.warm_start(base, classic.nesterov(1.0), steps=1800)
     late = tasks.augment(late, coordinate=1.0, leaf=1.0, params=1.5)
@@ -132,29 +131,10 @@ def robust_mnist(data_dir: str | None) -> Recipe:
                 # of the training half); none of it at .140 and .284; half of it at .113 and .286.
                 share=0.5,
             ),
-            # Two layers of sigmoids begin where gradients are small, and so do smaller params.
-            Part(
-                200,
-                5e-4,
-                meta.mixture(
-                    [whole_episodes(), whole_episodes(), whole_episodes(200)],
-                    weights=[2, 1, 1],
-                    normalize="gradient",
-                ),
-                task=[third, flat, late],
-                validate=lambda key: meta.validation(
-                    opt,
-                    [base, third, flat, late],
-                    key=key,
-                    horizon=(100, 100, 100, 200),
-                    problems=4,
-                ),
-            ),
         ],
         validate=lambda key: meta.validation(opt, base, key=key, problems=16),
-        trained_on="MNIST, 784-20-10 sigmoid MLP, random scales of its params, from N(0, 1/fan-in) "
-        "and closer to zero; 100 steps, and 200 from where Nesterov's method had come to after up "
-        "to 1,800",
+        trained_on="MNIST, 784-20-10 sigmoid MLP, random scales of its params; 100 steps, and 200 "
+        "from where Nesterov's method had come to after up to 1,800",
         limits="one data set and one architecture were seen",
     )
 

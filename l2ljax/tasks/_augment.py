@@ -7,8 +7,6 @@ from jaxtyping import Array, Float, PyTree
 from l2ljax import _checks
 from l2ljax.core import Key, Params, Problem, Scalar, Task, closure
 
-_INIT = int.from_bytes(b"init")
-
 
 def augment(
     task: Task,
@@ -17,19 +15,17 @@ def augment(
     leaf: float = 0.0,
     params: float = 0.0,
     loss: float = 0.0,
-    init: float = 0.0,
 ) -> Task:
     r"""The task in params and losses of random scales.
 
     $$\tilde f(\tilde\theta) = s\, f(c \odot \tilde\theta), \qquad
-    \tilde\theta_0 = r\, \theta_0 / c, \qquad \log c_{li} = a_{li} + b_l + e$$
+    \tilde\theta_0 = \theta_0 / c, \qquad \log c_{li} = a_{li} + b_l + e$$
 
     with $a_{li} \sim U[-A, A]$ for each coordinate i of leaf l, $b_l \sim U[-B, B]$ for each leaf,
-    $e \sim U[-E, E]$, $\log s \sim U[-S, S]$ and $\log r \sim U[-R, 0]$ for each problem.
-    Gradients are then $s c$ times the task's, and good steps $1 / c$ times: an optimizer that is
-    meta-trained here can rely on neither. Only the loss is scaled by s, not the objective, so that
-    no problem outweighs another in the meta-loss. r makes training begin closer to zero, where the
-    gradients of a network with hidden layers are small, as they are in deeper ones.
+    $e \sim U[-E, E]$ and $\log s \sim U[-S, S]$ for each problem. Gradients are then $s c$ times
+    the task's, and good steps $1 / c$ times: an optimizer that is meta-trained here can rely on
+    neither. Only the loss is scaled by s, not the objective, so that no problem outweighs another
+    in the meta-loss.
 
     Args:
         task: any task with floating-point params.
@@ -37,7 +33,6 @@ def augment(
         leaf: B, non-negative.
         params: E, non-negative: all params together.
         loss: S, non-negative.
-        init: R, non-negative; drawn from the key of `init`.
 
     Returns:
         A task; `problem` is `(problem of task, c, s)`, with c a tree like the params. Its
@@ -49,7 +44,7 @@ def augment(
 
     Reference:
         Lv, Jiang and Li (2017), section 4.3 ('random scaling'), for coordinates; Metz et al.
-        (2022) for whole tensors. r is this library's.
+        (2022) for whole tensors.
 
     >>> import l2ljax as l2l
     >>> plain = l2l.tasks.quadratic(dim=2)
@@ -61,10 +56,10 @@ def augment(
     True
     """
     ranges = {"coordinate": coordinate, "leaf": leaf, "params": params, "loss": loss}
-    for name, value in {**ranges, "init": init}.items():
+    for name, value in ranges.items():
         _checks.non_negative(name, value)
     sample = closure(_sample, task, **{name: float(value) for name, value in ranges.items()})
-    parts = (sample, closure(_init, task, init=float(init)), closure(_loss, task))
+    parts = (sample, closure(_init, task), closure(_loss, task))
     if loss == 0 and task.objective is task.loss:
         # It stays one object, so that nothing is computed twice.
         return Task(*parts)
@@ -92,14 +87,10 @@ def _uniform(key: Key, shape: tuple[int, ...], bound: float) -> Array:
     return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
-def _init(task: Task, key: Key, problem: tuple[Problem, PyTree, Array], *, init: float) -> Params:
+def _init(task: Task, key: Key, problem: tuple[Problem, PyTree, Array]) -> Params:
     inner, scales, _ = problem
     params = task.init(key, inner)
     _checks.floating_leaves("params", params)
-    if init:
-        # Another key than the task's own: its params do not change with R.
-        closer = jnp.exp(-init * jax.random.uniform(jax.random.fold_in(key, _INIT)))
-        params = jax.tree.map(lambda leaf: closer.astype(leaf.dtype) * leaf, params)
     return jax.tree.map(jnp.divide, params, scales)
 
 
