@@ -319,12 +319,28 @@ def lstm_art(data_dir: str | None) -> Recipe:
     del data_dir
     opt, phi, _ = learned.restore("general")
     task = tasks.load("art").train
+    # The loss is a mean over pixels: on an image twice as large its slopes are a quarter.
+    scaled = tasks.augment(task, loss=2.0)
     return Recipe(
         opt=opt,
         task=task,
-        parts=[Part(200, 1e-3, whole_episodes(128))],
+        parts=[
+            Part(200, 1e-3, whole_episodes(128)),
+            # The first part alone: .996 of tuned Nesterov in its own style, 1.017 of tuned Adam on
+            # larger images.
+            Part(
+                200,
+                1e-3,
+                whole_episodes(128),
+                task=scaled,
+                validate=lambda key: meta.validation(
+                    opt, [task, scaled], key=key, horizon=128, problems=4, window=1
+                ),
+            ),
+        ],
         validate=lambda key: meta.validation(opt, task, key=key, horizon=128, problems=8, window=1),
-        trained_on="as general, then neural art of 64x64 pixels in one style, 128 steps",
+        trained_on="as general, then neural art of 64x64 pixels in one style, random scales of its "
+        "loss; 128 steps",
         limits="images and losses of this kind",
         start=lambda: phi,
     )
