@@ -374,8 +374,13 @@ def _quiet(ax: Axes) -> None:
 def _label(name: str, results: Comparison | Mapping[str, np.ndarray]) -> str:
     if not isinstance(results, Comparison) or name not in results.tunings:
         return name
-    setting = results.tunings[name].best
-    return f"{name} ({', '.join(f'{value:.2g}' for value in setting.values())})"
+    values = [_short(value) for value in results.tunings[name].best.values()]
+    return f"{name} ({', '.join(values)})"
+
+
+def _short(value: float) -> str:
+    """Three digits, and zeros instead of an exponent."""
+    return np.format_float_positional(value, precision=3, fractional=False, trim="-")
 
 
 def _band(losses: np.ndarray, statistic: str, band: str) -> tuple[np.ndarray, np.ndarray]:

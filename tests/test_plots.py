@@ -78,7 +78,7 @@ def test_the_reference_is_black_and_the_others_are_not():
 
 
 def test_tuned_settings_stand_in_the_legend():
-    assert legend(plots.curves(comparison())) == ["tuned (0.032, 0.9)", "ours", "other"]
+    assert legend(plots.curves(comparison())) == ["tuned (0.0316, 0.9)", "ours", "other"]
 
 
 def test_many_curves_differ_in_colour_or_style():

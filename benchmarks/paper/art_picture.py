@@ -1,6 +1,6 @@
 """What `lstm-art` paints, beside the content, the style, and the best tuned method.
 
-    python benchmarks/paper/art_picture.py    # writes art-picture.png
+    python benchmarks/paper/art_picture.py    # writes art-picture.jpg
 
 Two contents of the evaluation half: one in the style of training at 64x64, one in a new style at
 128x128; 128 steps from noise. Nesterov's method has the rates of `run.py art` and `art-new-style`.
@@ -51,8 +51,8 @@ def pictures(panel: str) -> dict[str, np.ndarray]:
 
 def main() -> None:
     both = {title: image for panel in PANELS for title, image in pictures(panel).items()}
-    plots.save(plots.images(both, columns=5), RESULTS / "art-picture.png")
-    print(RESULTS / "art-picture.png")
+    plots.save(plots.images(both, columns=5), RESULTS / "art-picture.jpg")
+    print(RESULTS / "art-picture.jpg")
 
 
 if __name__ == "__main__":
