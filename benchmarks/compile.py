@@ -120,7 +120,7 @@ def main() -> None:
         verdict = "is within" if worst <= MOST[name] else "exceeds"
         print(f"{name}: the largest ratio {worst:.2f} {verdict} {MOST[name]}")
     if arguments.only is None:
-        print(_report.write("hyper/compile.json", content))
+        print(_report.write("compile.json", content))
 
 
 if __name__ == "__main__":
