@@ -221,7 +221,8 @@ def main() -> None:
         "largest_error_within_two_deviations": float(np.abs(curve - losses)[within].max()),
         "found": found,
     }
-    path = _report.write("hyper/best_response.json", content)
+    command = "python benchmarks/hyper/best_response.py --data-dir DATA"
+    path = _report.write("hyper/best_response.json", {"command": command, **content})
     plots.save(draw(losses, curve, found), path.with_suffix(".png"))
     print(content["largest_error_within_two_deviations"], path)
 

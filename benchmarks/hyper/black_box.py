@@ -200,7 +200,8 @@ def compare() -> None:
     times = {dim: seconds_per_step(dim) for dim in digests}
     print("CPU seconds a step:", times)
     content = {"seeds": SEEDS, "bar": BAR, "functions": rows, "seconds_per_step": times}
-    path = _report.write("hyper/black_box.json", content)
+    command = "python benchmarks/hyper/black_box.py compare"
+    path = _report.write("hyper/black_box.json", {"command": command, **content})
     plots.save(draw(rows, times), path.with_suffix(".png"))
     print(path)
 

@@ -62,7 +62,8 @@ def main() -> None:
     rows = [loss_and_slope(batches, judge, jnp.float32(r)) for r in LOG_RATES]
     losses, slopes = (np.array(column, np.float64).tolist() for column in zip(*rows, strict=True))
     content = {"log_rates": LOG_RATES.tolist(), "losses": losses, "slopes": slopes}
-    path = _report.write("hyper/chaos.json", content)
+    command = "python benchmarks/hyper/chaos.py --data-dir DATA"
+    path = _report.write("hyper/chaos.json", {"command": command, **content})
     plots.save(draw(content), path.with_suffix(".png"))
     print(path)
 

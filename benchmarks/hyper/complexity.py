@@ -269,7 +269,9 @@ def main() -> None:
             for kind, found in curves.items()
         },
     }
-    path = _report.write("hyper/complexity.json", content)
+    command = f"python benchmarks/hyper/complexity.py --data-dir DATA --seeds {arguments.seeds}"
+    command += " --lambdas" * arguments.lambdas
+    path = _report.write("hyper/complexity.json", {"command": command, **content})
     plots.save(draw(curves), path.with_suffix(".png"))
     print(path)
 

@@ -89,7 +89,8 @@ def main() -> None:
     }
     for name, row in content["test"].items():
         print(f"{name:22}", row)
-    path = _report.write("hyper/regularizers.json", content)
+    command = "python benchmarks/hyper/regularizers.py --data-dir DATA"
+    path = _report.write("hyper/regularizers.json", {"command": command, **content})
     plots.save(draw(content), path.with_suffix(".png"))
     print(path)
 

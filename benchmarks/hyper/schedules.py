@@ -171,7 +171,8 @@ def main() -> None:
         },
         "log_rates": {name: np.round(r, 4).tolist() for name, r in log_rates.items()},
     }
-    path = _report.write("hyper/schedules.json", content)
+    command = "python benchmarks/hyper/schedules.py --data-dir DATA"
+    path = _report.write("hyper/schedules.json", {"command": command, **content})
     plots.save(draw(content), path.with_suffix(".png"))
     print(path)
 

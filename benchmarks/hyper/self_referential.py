@@ -115,7 +115,8 @@ def main() -> None:
         ),
         "curves": {name: rows.mean(axis=0).tolist() for name, rows in curves.items()},
     }
-    path = _report.write("hyper/self_referential.json", content)
+    command = "python benchmarks/hyper/self_referential.py"
+    path = _report.write("hyper/self_referential.json", {"command": command, **content})
     plots.save(draw(curves, paths, gains), path.with_suffix(".png"))
     for name, loss in content["last_loss"].items():
         print(f"modifying units {name}: last loss {loss:.2g}")

@@ -84,7 +84,8 @@ def main() -> None:
     }
     for name in ("learned images", "real images, best"):
         print(name, content[name])
-    path = _report.write("hyper/training_images.json", content)
+    command = "python benchmarks/hyper/training_images.py --data-dir DATA"
+    path = _report.write("hyper/training_images.json", {"command": command, **content})
     plots.save(draw(content), path.with_suffix(".png"))
     print(path)
 
