@@ -65,7 +65,6 @@ def test_a_task_has_a_finite_loss(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_DATA)
-@pytest.mark.slow
 def test_a_task_of_mnist_or_cifar_has_a_finite_loss(name, data_dir):
     require_sound(name, data_dir)
 

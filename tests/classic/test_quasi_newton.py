@@ -92,7 +92,6 @@ def minimizer(tx, evaluations, max_steps=1000):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCIPY_NAMES)
-@pytest.mark.slow
 def test_mgh_minima_are_found_with_as_few_evaluations_as_scipy_needs(name, x64):
     evaluations = []
     minimize = minimizer(getattr(classic, name)(), evaluations)

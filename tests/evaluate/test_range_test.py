@@ -80,7 +80,6 @@ def test_rates_are_geometric_on_request():
         pytest.param(classic.adam, 10.0, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.slow
 def test_digits_are_learned_between_the_bounds(factory, highest):
     task = mlp_classifier(digits(), batch_size=32)
     found = range_test(factory, task, key=KEY, lowest=1e-4, highest=highest, steps=100, problems=4)
