@@ -43,6 +43,16 @@ def write(name: str, content: dict[str, Any]) -> pathlib.Path:
     return path
 
 
+def publish(name: str, command: str, content: dict[str, Any], axes: Any) -> None:
+    """Writes a result, with the command that made it, and its figure beside it."""
+    # Here, so that what measures memory does not load matplotlib.
+    from l2ljax import plots
+
+    path = write(f"{name}.json", {"command": command, **content})
+    plots.save(axes, path.with_suffix(".png"))
+    print(path)
+
+
 def outcome(ratio: float, floor: float, aim: float) -> str:
     """What a ratio is worth, in words."""
     if ratio > floor:

@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import optax
 
 import l2ljax as l2l
-from l2ljax import meta, plots
+from l2ljax import meta
 
 DECAY = 0.9
 HORIZONS = (64, 256, 1024, 4096)
@@ -129,9 +129,8 @@ def main() -> None:
     if arguments.run:
         content["lstm_full_run"] = run_long(opt, task)
         print(content["lstm_full_run"])
-    path = _report.write("memory.json", content)
-    plots.save(draw(momentum, lstm), path.with_suffix(".png"))
-    print(path)
+    command = "python benchmarks/memory.py" + " --run" * arguments.run
+    _report.publish("memory", command, content, draw(momentum, lstm))
 
 
 if __name__ == "__main__":

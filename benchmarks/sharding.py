@@ -26,7 +26,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from l2ljax import learned, plots
+from l2ljax import learned
 from l2ljax.core import LearnedOptimizer
 
 DEVICES = 8
@@ -133,7 +133,7 @@ def measure(name: str, layout: str, params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def draw(rows: list[dict[str, Any]]) -> plt.Axes:
+def draw(rows: list[dict[str, Any]], params: int) -> plt.Axes:
     """The state of each optimizer on a device, beside an eighth of it."""
     _, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
     names = [row["optimizer"] + ", flat" * (row["layout"] == "flat") for row in rows]
@@ -148,7 +148,8 @@ def draw(rows: list[dict[str, Any]]) -> plt.Axes:
         )
     axes.set_yticks(places, names)
     axes.invert_yaxis()
-    axes.set(xlabel="state of 10⁸ params, split over 8 devices, GiB", xscale="log")
+    whole = f"{params / 1e6:.0f} M params"
+    axes.set(xlabel=f"state of {whole}, split over {DEVICES} devices, GiB", xscale="log")
     axes.margins(x=0.1, y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, axis="x", linewidth=0.5)
@@ -182,18 +183,13 @@ def main() -> None:
         )
     if arguments.quick:
         return
-    path = _report.write(
-        "sharding.json",
-        {
-            "command": "python benchmarks/sharding.py",
-            "params": count,
-            "leaves": len(params),
-            "mesh": {"model": DEVICES},
-            "rows": rows,
-        },
-    )
-    plots.save(draw(rows), path.with_suffix(".png"))
-    print(path)
+    content = {
+        "params": count,
+        "leaves": len(params),
+        "mesh": {"model": DEVICES},
+        "rows": rows,
+    }
+    _report.publish("sharding", "python benchmarks/sharding.py", content, draw(rows, count))
 
 
 if __name__ == "__main__":

@@ -260,6 +260,9 @@ def main() -> None:
     print(json.dumps(limits))
     if not quick:
         command = f"python benchmarks/throughput.py --devices {arguments.devices}"
+        command += f" --turns {arguments.turns}"
+        if arguments.problems != list(PROBLEMS):
+            command += f" --problems {' '.join(arguments.problems)}"
         # Without the folders, which are one machine's.
         command += " --data-dir DATA" * (arguments.data_dir is not None)
         command += " --first-study PATH" * (arguments.first_study is not None)

@@ -32,7 +32,7 @@ import numpy as np
 import optax
 
 import l2ljax as l2l
-from l2ljax import hyper, meta, plots
+from l2ljax import hyper, meta
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import _report
@@ -222,9 +222,8 @@ def main() -> None:
         "found": found,
     }
     command = "python benchmarks/hyper/best_response.py --data-dir DATA"
-    path = _report.write("hyper/best_response.json", {"command": command, **content})
-    plots.save(draw(losses, curve, found), path.with_suffix(".png"))
-    print(content["largest_error_within_two_deviations"], path)
+    _report.publish("hyper/best_response", command, content, draw(losses, curve, found))
+    print(content["largest_error_within_two_deviations"])
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from l2ljax import checkpoint, classic, hyper, learned, meta, plots, tasks
+from l2ljax import checkpoint, classic, hyper, learned, meta, tasks
 from l2ljax.core import Estimator, Phi, Task, closure
 from l2ljax.hyper._ask_tell import evaluate_in_turn
 
@@ -201,9 +201,7 @@ def compare() -> None:
     print("CPU seconds a step:", times)
     content = {"seeds": SEEDS, "bar": BAR, "functions": rows, "seconds_per_step": times}
     command = "python benchmarks/hyper/black_box.py compare"
-    path = _report.write("hyper/black_box.json", {"command": command, **content})
-    plots.save(draw(rows, times), path.with_suffix(".png"))
-    print(path)
+    _report.publish("hyper/black_box", command, content, draw(rows, times))
 
 
 def draw(rows: dict[str, Any], times: dict[int, dict[str, float]]) -> plt.Axes:

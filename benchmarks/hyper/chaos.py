@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib import pyplot as plt
 
-from l2ljax import learned, meta, plots, tasks
+from l2ljax import learned, meta, tasks
 from l2ljax.core import Scalar, Task
 
 HORIZON, DECAY = 50, 0.5
@@ -63,9 +63,7 @@ def main() -> None:
     losses, slopes = (np.array(column, np.float64).tolist() for column in zip(*rows, strict=True))
     content = {"log_rates": LOG_RATES.tolist(), "losses": losses, "slopes": slopes}
     command = "python benchmarks/hyper/chaos.py --data-dir DATA"
-    path = _report.write("hyper/chaos.json", {"command": command, **content})
-    plots.save(draw(content), path.with_suffix(".png"))
-    print(path)
+    _report.publish("hyper/chaos", command, content, draw(content))
 
 
 if __name__ == "__main__":

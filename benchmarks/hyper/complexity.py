@@ -29,7 +29,7 @@ import numpy as np
 import optax
 
 import l2ljax as l2l
-from l2ljax import hyper, meta, networks, plots
+from l2ljax import hyper, meta, networks
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import _report
@@ -271,9 +271,7 @@ def main() -> None:
     }
     command = f"python benchmarks/hyper/complexity.py --data-dir DATA --seeds {arguments.seeds}"
     command += " --lambdas" * arguments.lambdas
-    path = _report.write("hyper/complexity.json", {"command": command, **content})
-    plots.save(draw(curves), path.with_suffix(".png"))
-    print(path)
+    _report.publish("hyper/complexity", command, content, draw(curves))
 
 
 if __name__ == "__main__":

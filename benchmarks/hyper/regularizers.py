@@ -90,9 +90,7 @@ def main() -> None:
     for name, row in content["test"].items():
         print(f"{name:22}", row)
     command = "python benchmarks/hyper/regularizers.py --data-dir DATA"
-    path = _report.write("hyper/regularizers.json", {"command": command, **content})
-    plots.save(draw(content), path.with_suffix(".png"))
-    print(path)
+    _report.publish("hyper/regularizers", command, content, draw(content))
 
 
 if __name__ == "__main__":

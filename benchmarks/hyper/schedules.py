@@ -22,7 +22,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator
 
-from l2ljax import learned, meta, plots, tasks
+from l2ljax import learned, meta, tasks
 from l2ljax.core import LearnedOptimizer, Phi, Task
 
 HORIZON, META_STEPS = 100, 50
@@ -172,9 +172,7 @@ def main() -> None:
         "log_rates": {name: np.round(r, 4).tolist() for name, r in log_rates.items()},
     }
     command = "python benchmarks/hyper/schedules.py --data-dir DATA"
-    path = _report.write("hyper/schedules.json", {"command": command, **content})
-    plots.save(draw(content), path.with_suffix(".png"))
-    print(path)
+    _report.publish("hyper/schedules", command, content, draw(content))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from matplotlib import pyplot as plt
 
-from l2ljax import classic, hyper, plots
+from l2ljax import classic, hyper
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import _report
@@ -301,10 +301,9 @@ def main() -> None:
         command = f"python benchmarks/hyper/search.py {name}"
         if name == "expected-best":
             command += f" --searches {arguments.searches}"
-        content = {"command": command, "cpu_seconds": time.process_time() - begin, **found}
-        path = _report.write(f"hyper/search-{name}.json", content)
-        plots.save(draw(found), path.with_suffix(".png"))
-        print(report(found), path, sep="\n", flush=True)
+        print(report(found))
+        content = {"cpu_seconds": time.process_time() - begin, **found}
+        _report.publish(f"hyper/search-{name}", command, content, draw(found))
 
 
 if __name__ == "__main__":

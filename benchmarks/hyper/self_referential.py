@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 
-from l2ljax import Task, hyper, meta, plots
+from l2ljax import Task, hyper, meta
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import _report
@@ -116,11 +116,9 @@ def main() -> None:
         "curves": {name: rows.mean(axis=0).tolist() for name, rows in curves.items()},
     }
     command = "python benchmarks/hyper/self_referential.py"
-    path = _report.write("hyper/self_referential.json", {"command": command, **content})
-    plots.save(draw(curves, paths, gains), path.with_suffix(".png"))
+    _report.publish("hyper/self_referential", command, content, draw(curves, paths, gains))
     for name, loss in content["last_loss"].items():
         print(f"modifying units {name}: last loss {loss:.2g}")
-    print(path)
 
 
 if __name__ == "__main__":

@@ -85,9 +85,7 @@ def main() -> None:
     for name in ("learned images", "real images, best"):
         print(name, content[name])
     command = "python benchmarks/hyper/training_images.py --data-dir DATA"
-    path = _report.write("hyper/training_images.json", {"command": command, **content})
-    plots.save(draw(content), path.with_suffix(".png"))
-    print(path)
+    _report.publish("hyper/training_images", command, content, draw(content))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 from matplotlib import pyplot as plt
 
-from l2ljax import hyper, learned, meta, plots
+from l2ljax import hyper, learned, meta
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import _report
@@ -144,11 +144,8 @@ def main() -> None:
         cells += [row[key] for key in ("fresh_validation", "fresh_test")]
         cells += [row["seconds"], row["compile_seconds"]]
         print(" ".join([f"{name:>14}", *(f"{cell:14.3f}" for cell in cells)]))
-    path = _report.write(
-        "hyper/tuning.json", {"command": "python benchmarks/hyper/tuning.py", "rows": rows}
-    )
-    plots.save(draw(rows), path.with_suffix(".png"))
-    print(path)
+    command = "python benchmarks/hyper/tuning.py"
+    _report.publish("hyper/tuning", command, {"rows": rows}, draw(rows))
 
 
 def draw(rows: dict[str, dict[str, Any]]) -> plt.Axes:
