@@ -32,7 +32,7 @@ def tuned_rate(panel: str) -> float:
 def pictures(panel: str) -> dict[str, np.ndarray]:
     style, size = PANELS[panel]
     contents, style_picture = tasks.sample_pictures("evaluation", style, size)
-    task = tasks.sample_art("evaluation", style, size)
+    task = tasks.neural_art(contents, style_picture, crop=size)
     key = jax.random.key(0)
     problem, start, _ = meta.begin_episode(task, key)
     found = {

@@ -40,14 +40,41 @@ class Episode(NamedTuple):
 
 
 def begin_episode(task: Task, key: Key) -> Episode:
-    """Draws a problem and θ₀ from an episode's key."""
+    """Draws a problem and θ₀ from an episode's key.
+
+    Args:
+        task: the family that the problem comes from.
+        key: split into (problem, init, loss).
+
+    Returns:
+        The start; inner step t uses `fold_in(loss_key, t)`.
+
+    >>> import l2ljax as l2l
+    >>> episode = begin_episode(l2l.tasks.quadratic(dim=3), jax.random.key(0))
+    >>> episode.params.shape
+    (3,)
+    """
     problem_key, init_key, loss_key = jax.random.split(key, 3)
     problem = task.sample(problem_key)
     return Episode(problem, task.init(init_key, problem), loss_key)
 
 
 def begin_episodes(task: Task, key: Key, batch: int, axis: str | None = None) -> Episode:
-    """Draws problems and θ₀ of a batch, problem i from `episode_keys(key, batch, axis)[i]`."""
+    """Draws problems and θ₀ of a batch, as every estimator does.
+
+    Args:
+        task: the family that problems come from.
+        key: problem i begins with `episode_keys(key, batch, axis)[i]`.
+        batch: number of problems, on this device.
+        axis: as in `episode_keys`.
+
+    Returns:
+        The starts, each array with a leading axis of `batch`.
+
+    >>> import l2ljax as l2l
+    >>> begin_episodes(l2l.tasks.quadratic(dim=3), jax.random.key(0), batch=4).params.shape
+    (4, 3)
+    """
     return jax.vmap(begin_episode, in_axes=(None, 0))(task, episode_keys(key, batch, axis))
 
 
