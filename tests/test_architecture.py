@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     **dict.fromkeys(["core", "_checks", "kernels"], 0),
-    **dict.fromkeys(["networks", "checkpoint", "classic"], 1),
+    **dict.fromkeys(["networks", "checkpoint", "classic", "gaussian_process"], 1),
     **dict.fromkeys(["tasks", "learned"], 2),
     "meta": 3,
     **dict.fromkeys(["evaluate", "hyper"], 4),

@@ -1,11 +1,5 @@
 """Metaparameters: search, implicit hypergradients, hypernetworks."""
 
-from l2ljax.hyper import gaussian_process
-from l2ljax.hyper._acquisitions import (
-    expected_improvement,
-    lower_confidence_bound,
-    probability_of_improvement,
-)
 from l2ljax.hyper._ask_tell import AskTell, AskTellState, ask_tell, minimize_black_box
 from l2ljax.hyper._bayesian import bayesian
 from l2ljax.hyper._best_response import BestResponse, response_task, tune_global, tune_local
@@ -29,7 +23,6 @@ from l2ljax.hyper._implicit import (
 from l2ljax.hyper._methods import Method, grid, quasi_random, random
 from l2ljax.hyper._objective import objective
 from l2ljax.hyper._optuna import optuna
-from l2ljax.hyper._propose import propose
 from l2ljax.hyper._search import search
 from l2ljax.hyper._search_result import ExpectedBest, SearchResult
 from l2ljax.hyper._self_referential import (
@@ -58,22 +51,17 @@ __all__ = [
     "choice",
     "complexity_control",
     "conjugate_gradients",
-    "expected_improvement",
-    "gaussian_process",
     "generated",
     "grid",
     "implicit_gradient",
     "integer",
     "interpolating_hypernetwork",
     "log_uniform",
-    "lower_confidence_bound",
     "minimize_black_box",
     "mlp_hypernetwork",
     "neumann",
     "objective",
     "optuna",
-    "probability_of_improvement",
-    "propose",
     "prune",
     "quasi_random",
     "random",

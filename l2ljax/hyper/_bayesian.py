@@ -7,12 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from l2ljax import _checks
+from l2ljax import _checks, gaussian_process
 from l2ljax.core import Key
-from l2ljax.hyper import gaussian_process
-from l2ljax.hyper._acquisitions import ACQUISITIONS
 from l2ljax.hyper._methods import Method, Proposer, halton
-from l2ljax.hyper._propose import propose as propose_one
 from l2ljax.hyper._space import Space, embed
 
 LEAST_CAPACITY = 32
@@ -29,8 +26,9 @@ def bayesian(
     """Trials where a Gaussian process of all trials so far promises most.
 
     The first trials are quasi-random. Then a process is fitted to each batch
-    (`gaussian_process.fit`), and where it promises most is the next trial (`propose`). For several
-    trials at once that one is believed to have its posterior mean, and so on.
+    (`gaussian_process.fit`), and where it promises most is the next trial
+    (`gaussian_process.propose`). For several trials at once that one is believed to have its
+    posterior mean, and so on.
 
     Values far above the median, by more than three times what the best one lies below it, count as
     that much above: of settings that diverge it matters only that they are bad. Values that are
@@ -58,7 +56,7 @@ def bayesian(
     >>> bayesian("thompson").settings["acquisition"]
     'thompson'
     """
-    _checks.choice("acquisition", acquisition, ACQUISITIONS)
+    _checks.choice("acquisition", acquisition, gaussian_process.ACQUISITIONS)
     _checks.non_negative("margin", margin)
     _checks.non_negative("kappa", kappa)
     _checks.count("candidates", candidates)
@@ -148,7 +146,7 @@ def _propose(
         gp = gaussian_process.condition(
             to_features(units), values, hyperparameters, jnp.arange(len(values)) < known + i
         )
-        unit = propose_one(
+        unit = gaussian_process.propose(
             gp,
             jax.random.fold_in(key, i),
             acquisition=acquisition,

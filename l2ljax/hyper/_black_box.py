@@ -7,7 +7,7 @@ from jaxtyping import Array
 
 from l2ljax import _checks
 from l2ljax.core import Problem, Scalar, Task, closure
-from l2ljax.hyper._acquisitions import expected_improvement
+from l2ljax.gaussian_process import expected_improvement
 from l2ljax.hyper._ask_tell import evaluate_in_turn
 from l2ljax.hyper._whole_episodes import whole_episodes
 from l2ljax.meta import Episode, EstimatorFactory

@@ -10,6 +10,7 @@ from l2ljax.learned._mlp import MLPState, mlp
 from l2ljax.learned._partition import PartitionState, partition
 from l2ljax.learned._reversible_momentum import ReversibleMomentumState, reversible_momentum
 from l2ljax.learned._rnnprop import rnnprop
+from l2ljax.learned._surrogate_lstm import SurrogateState, surrogate_lstm
 from l2ljax.learned._weights import load, restore, save, shipped
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "MLPState",
     "PartitionState",
     "ReversibleMomentumState",
+    "SurrogateState",
     "adaptive_lstm",
     "black_box_lstm",
     "fixed",
@@ -33,4 +35,5 @@ __all__ = [
     "rnnprop",
     "save",
     "shipped",
+    "surrogate_lstm",
 ]

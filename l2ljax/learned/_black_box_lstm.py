@@ -10,10 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks, networks
 from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Spec, closure
-from l2ljax.learned._preprocess import log_sign
-
-# Gains down to a hundred-thousandth of the spread are told apart.
-_P = 12.0
+from l2ljax.learned._black_box import EVENTS, Seen, see, see_nothing
 
 
 class BlackBoxState(NamedTuple):
@@ -88,7 +85,7 @@ def black_box_lstm(dim: int, hidden: int = 32) -> LearnedOptimizer:
 def _draw(key: Key, *, dim: int, hidden: int) -> Phi:
     # A forget gate that is open from the start: 20 steps are few, and all of them matter.
     return networks.recurrent_init(
-        key, features=2 * dim + 4, units=hidden, outputs=dim, forget_bias=5.0
+        key, features=2 * dim + EVENTS, units=hidden, outputs=dim, forget_bias=5.0
     )
 
 
@@ -99,20 +96,9 @@ def _bind(phi: Phi, *, dim: int, hidden: int) -> optax.GradientTransformationExt
 
 
 def _init(params: Params, *, dim: int, hidden: int) -> BlackBoxState:
-    _checks.floating_leaves("params", params)
-    if jnp.shape(params) != (dim,):
-        raise ValueError(
-            f"params must be one array of shape ({dim},), as dim={dim}, got {jnp.shape(params)}"
-        )
-    zero = jnp.zeros((), params.dtype)
-    return BlackBoxState(
-        carry=(jnp.zeros(hidden, params.dtype), jnp.zeros(hidden, params.dtype)),
-        count=jnp.zeros((), jnp.int32),
-        mean=zero,
-        squares=zero,
-        best=params,
-        best_value=jnp.full_like(zero, jnp.inf),
-    )
+    seen = see_nothing(params, dim)
+    carry = (jnp.zeros(hidden, seen.mean.dtype), jnp.zeros(hidden, seen.mean.dtype))
+    return BlackBoxState(carry, *seen)
 
 
 def _update(
@@ -125,45 +111,10 @@ def _update(
     **extra: Any,
 ) -> tuple[Params, BlackBoxState]:
     del updates, extra
-    if params is None:
-        raise ValueError("params must be given, the point that value belongs to, got None")
-    dtype = state.mean.dtype
-    value = jnp.asarray(value, dtype)
-    finite = jnp.isfinite(value)
-    # What failed is bad, and else says nothing of the function.
-    failed = state.mean + 2 * _spread(state.squares, state.count)
-    value = jnp.where(finite, value, failed)
-
-    count = jnp.where(finite, optax.safe_increment(state.count), state.count)
-    distance = jnp.where(finite, value - state.mean, 0)
-    mean = state.mean + distance / jnp.maximum(count, 1).astype(dtype)
-    squares = state.squares + distance * (value - mean)
-    spread = _spread(squares, count)
-    better = finite & (value < state.best_value)
-    best = jnp.where(better, params, state.best)
-    best_value = jnp.where(better, value, state.best_value)
-    before, lowest = (
-        jnp.where(jnp.isfinite(known), known, value) for known in (state.best_value, best_value)
-    )
-    features = jnp.concatenate(
-        [
-            params,
-            best,
-            jnp.stack([value - mean, lowest - mean]) / spread,
-            log_sign((value - before) / spread, p=_P),
-        ]
-    )
-    phi = jax.tree.map(lambda leaf: leaf.astype(dtype), phi)
+    seen, features = see(Seen(*state[1:]), params, value)
+    phi = jax.tree.map(lambda leaf: leaf.astype(features.dtype), phi)
     carry, move = networks.recurrent_apply(phi, state.carry, features)
-    new = BlackBoxState(carry, count, mean, squares, best, best_value)
-    return _fold(best + move) - params, new
-
-
-def _spread(squares: Array, count: Array) -> Array:
-    """The standard deviation, or one where all values are equal."""
-    variance = squares / jnp.maximum(count, 1).astype(squares.dtype)
-    # The derivative of the root at zero is infinite.
-    return jnp.sqrt(jnp.where(variance > 0, variance, 1))
+    return _fold(seen.best + move) - params, BlackBoxState(carry, *seen)
 
 
 def _fold(x: Array) -> Array:

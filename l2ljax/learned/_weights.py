@@ -18,6 +18,7 @@ from l2ljax.learned._mlp import mlp
 from l2ljax.learned._partition import partition
 from l2ljax.learned._reversible_momentum import reversible_momentum
 from l2ljax.learned._rnnprop import rnnprop
+from l2ljax.learned._surrogate_lstm import surrogate_lstm
 
 Path = str | os.PathLike[str]
 
@@ -36,6 +37,7 @@ FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "partition": _partition,
     "reversible_momentum": reversible_momentum,
     "rnnprop": rnnprop,
+    "surrogate_lstm": surrogate_lstm,
 }
 """The learned optimizers that a card may name."""
 

@@ -57,7 +57,7 @@ def defects(folder):
             continue
         found += [f"{path.name}: no {key}" for key in CARD if not card.get(key)]
         params, extra = {"scale": jnp.ones(()), "w": jnp.arange(6.0).reshape(2, 3)}, {}
-        if opt.spec["name"] == "black_box_lstm":
+        if opt.spec["name"] in {"black_box_lstm", "surrogate_lstm"}:
             params, extra = jnp.zeros(opt.spec["arguments"]["dim"]), {"value": jnp.ones(())}
         tx = opt.bind(phi)
         updates, _ = jax.jit(tx.update)(params, tx.init(params), params, **extra)

@@ -1,9 +1,6 @@
-"""Gaussian processes over a box, with room for a fixed number of points.
+"""A Gaussian process over a box, with room for a fixed number of points."""
 
-Points that are not there yet are masked, so one compiled program serves a search from its first
-trial to its last, and `jax.vmap` runs many searches at a time.
-"""
-
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from l2ljax import _checks, classic
+from l2ljax import _checks
 from l2ljax.core import Key, Scalar
 
 JITTER = 100
@@ -199,7 +196,7 @@ def fit(
     # One vector is faster to compile than a tree: lengths, signal, noise.
     median = jnp.log(jnp.array([dim**0.5 / 2] * dim + [1, 1e-4], dtype))
     deviation = jnp.array([1.0] * dim + [1, 2], dtype)
-    tx = optax.chain(optax.zero_nans(), classic.adam(0.1))
+    tx = optax.chain(optax.zero_nans(), optax.adam(0.1))
 
     def process(logs: Array) -> GaussianProcess:
         lengths, signal, noise = jnp.split(jnp.exp(logs), [dim, dim + 1])
@@ -216,6 +213,46 @@ def fit(
 
     (logs, _), _ = jax.lax.scan(step, (median, tx.init(median)), length=steps)
     return process(logs)
+
+
+def fit_lengths(
+    points: Float[Array, "capacity dim"],
+    values: Float[Array, " capacity"],
+    lengths: Float[Array, "n dim"],
+    present: Bool[Array, " capacity"] | None = None,
+    *,
+    noise: float = 1e-6,
+) -> Float[Array, " dim"]:
+    r"""The most probable of several length scales.
+
+    The maximum of $\log p(y \mid \ell) + \log p(\ell)$ with the prior of `fit`, unit signal and
+    little noise, over the rows of `lengths`. Each costs one Cholesky factor and none an iteration
+    of an optimizer: for a process that is fitted again after each of few values.
+
+    Args:
+        points: where values are known, in the unit cube.
+        values: what they are, see `condition`.
+        lengths: the scales to choose from, positive.
+        present: which points are there; None: all.
+        noise: variance of what is added to each standardised value.
+
+    Returns:
+        One row of `lengths`; the first one where none is possible.
+
+    >>> x = jnp.linspace(0, 1, 8)[:, None]
+    >>> print(fit_lengths(x, jnp.sin(6 * x[:, 0]), jnp.array([[0.01], [0.4], [10.0]])))
+    [0.4]
+    """
+    median = math.log(points.shape[1] ** 0.5 / 2)
+
+    def log_probability(lengths: Array) -> Scalar:
+        known = Hyperparameters(lengths, jnp.ones_like(noisy), noisy)
+        likelihood = log_marginal_likelihood(condition(points, values, known, present))
+        return likelihood - 0.5 * jnp.sum((jnp.log(lengths) - median) ** 2)
+
+    noisy = jnp.asarray(noise, points.dtype)
+    found = jax.vmap(log_probability)(lengths)
+    return lengths[jnp.argmax(jnp.where(jnp.isnan(found), -jnp.inf, found))]
 
 
 def posterior(

@@ -10,8 +10,7 @@ import scipy.stats
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-from l2ljax import hyper
-from l2ljax.hyper import gaussian_process as gps
+from l2ljax import gaussian_process as gps
 
 RNG = np.random.default_rng(0)
 pytestmark = pytest.mark.usefixtures("x64")
@@ -23,7 +22,7 @@ PRESENT = np.arange(10) < 8
 KNOWN = gps.Hyperparameters(np.array([0.4, 1.3]), np.array(1.7), np.array(0.02))
 
 condition, fit, posterior = jax.jit(gps.condition), jax.jit(gps.fit), jax.jit(gps.posterior)
-propose = jax.jit(hyper.propose, static_argnames="acquisition")
+propose = jax.jit(gps.propose, static_argnames="acquisition")
 
 
 def arrays(*values):
@@ -122,7 +121,7 @@ def test_expected_improvement_is_an_integral():
             )[0]
             for m, s in zip(MEAN, STD, strict=True)
         ]
-        found = hyper.expected_improvement(*arrays(MEAN, STD, np.array(BEST)), margin)
+        found = gps.expected_improvement(*arrays(MEAN, STD, np.array(BEST)), margin)
         np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-12)
 
 
@@ -133,17 +132,17 @@ def test_probability_of_improvement_is_an_integral():
         else 0
         for m, s in zip(MEAN, STD, strict=True)
     ]
-    found = hyper.probability_of_improvement(*arrays(MEAN, STD, np.array(BEST)), 0.2)
+    found = gps.probability_of_improvement(*arrays(MEAN, STD, np.array(BEST)), 0.2)
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-12)
 
 
 def test_acquisitions_of_certain_values_are_their_limits():
     @jax.jit
     def limits(mean, std, best):
-        improve = hyper.expected_improvement
-        chance = hyper.probability_of_improvement(mean, std, best)
+        improve = gps.expected_improvement
+        chance = gps.probability_of_improvement(mean, std, best)
         slope = jax.grad(lambda mean: improve(mean, std, best).sum())(mean)
-        return improve(mean, std, best), chance, hyper.lower_confidence_bound(mean, std), slope
+        return improve(mean, std, best), chance, gps.lower_confidence_bound(mean, std), slope
 
     mean = np.array([-1.0, 1.0, 40.0])
     for std in (np.zeros(3), np.full(3, 1e-200)):
@@ -171,7 +170,7 @@ def test_proposals_are_better_than_any_point_of_a_fine_lattice(acquisition):
 def test_thompson_proposes_where_one_drawn_function_is_least():
     gp = fit(*arrays(POINTS, VALUES, PRESENT))
     keys = jax.random.split(jax.random.key(0), 20)
-    draw = jax.vmap(lambda key: hyper.propose(gp, key, acquisition="thompson", candidates=64))
+    draw = jax.vmap(lambda key: gps.propose(gp, key, acquisition="thompson", candidates=64))
     units = jax.jit(draw)(keys)
     assert len(np.unique(units, axis=0)) > 5
     assert float(posterior(gp, units)[0].mean()) < np.median(VALUES[PRESENT])
@@ -189,4 +188,4 @@ def test_thompson_proposes_where_one_drawn_function_is_least():
 def test_bad_arguments_of_a_proposal_are_named(arguments, message):
     gp = gps.condition(*arrays(POINTS, VALUES, KNOWN))
     with pytest.raises(ValueError, match=message):
-        hyper.propose(gp, jax.random.key(0), **arguments)
+        gps.propose(gp, jax.random.key(0), **arguments)

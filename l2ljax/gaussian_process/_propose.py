@@ -8,9 +8,8 @@ from jaxtyping import Array, Float
 
 from l2ljax import _checks
 from l2ljax.core import Key
-from l2ljax.hyper import gaussian_process
-from l2ljax.hyper._acquisitions import ACQUISITIONS, score
-from l2ljax.hyper.gaussian_process import GaussianProcess
+from l2ljax.gaussian_process._acquisitions import ACQUISITIONS, score
+from l2ljax.gaussian_process._process import GaussianProcess, posterior
 
 WIDTHS = (0.1, 0.03, 0.01, 0.003)
 """Standard deviations of the candidates around the best one so far, round by round."""
@@ -38,7 +37,7 @@ def propose(
     would be too good.
 
     Args:
-        gp: what `gaussian_process.fit` returned, of points as `embed` makes them.
+        gp: what `fit` returned, of points as `embed` makes them.
         key: draws the candidates.
         acquisition: "expected_improvement", "probability_of_improvement", "lower_confidence_bound"
             or "thompson".
@@ -55,7 +54,7 @@ def propose(
         ValueError: for an unknown acquisition, no candidates, a margin or κ that is negative.
 
     >>> x = jnp.array([[0.0], [0.3], [0.8], [1.0]])
-    >>> gp = jax.jit(gaussian_process.fit)(x, (x[:, 0] - 0.6) ** 2)
+    >>> gp = jax.jit(fit)(x, (x[:, 0] - 0.6) ** 2)
     >>> print(f"{jax.jit(propose)(gp, jax.random.key(0))[0]:.1f}")
     0.6
     """
@@ -68,7 +67,7 @@ def propose(
     uniform_key, near_key, draw_key, *keys = jax.random.split(key, 3 + len(WIDTHS))
     widths = jnp.array(WIDTHS, dtype)
 
-    mean, _ = gaussian_process.posterior(gp, gp.points)
+    mean, _ = posterior(gp, gp.points)
     mean = jnp.where(gp.present, mean, jnp.inf)
     best = jnp.min(mean)
 

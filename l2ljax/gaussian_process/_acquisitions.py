@@ -5,8 +5,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
 from l2ljax.core import Key
-from l2ljax.hyper import gaussian_process
-from l2ljax.hyper.gaussian_process import GaussianProcess
+from l2ljax.gaussian_process._process import GaussianProcess, posterior, sample
 
 ACQUISITIONS = (
     "expected_improvement",
@@ -140,8 +139,8 @@ def score(
         kappa: κ.
     """
     if acquisition == "thompson":
-        return -gaussian_process.sample(gp, at, key)
-    mean, std = gaussian_process.posterior(gp, at)
+        return -sample(gp, at, key)
+    mean, std = posterior(gp, at)
     if acquisition == "lower_confidence_bound":
         return -lower_confidence_bound(mean, std, kappa)
     improve = {
