@@ -1,5 +1,7 @@
 """Gaussian processes and acquisition functions, against scikit-learn, scipy and integrals."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,22 @@ def test_the_posterior_is_that_of_scikit_learn(known):
     np.testing.assert_allclose(std, deviation, rtol=1e-8)
     likelihood = oracle().log_marginal_likelihood_value_
     np.testing.assert_allclose(gps.log_marginal_likelihood(known), likelihood, rtol=1e-10)
+
+
+def test_the_most_probable_length_scales_are_those_of_scikit_learn():
+    lengths = np.exp(RNG.normal(-1, 1, (40, 2)))
+    scores = []
+    for row in lengths:
+        model = GaussianProcessRegressor(
+            Matern(row, nu=2.5), alpha=0.01, optimizer=None, normalize_y=True
+        )
+        model.fit(POINTS[PRESENT], VALUES[PRESENT])
+        prior = scipy.stats.norm(np.log(np.sqrt(2) / 2), 1).logpdf(np.log(row)).sum()
+        scores.append(model.log_marginal_likelihood_value_ + prior)
+    choose = jax.jit(functools.partial(gps.fit_lengths, noise=0.01))
+    for order in (np.argsort(scores), np.argsort(scores)[::-1], np.argsort(scores)[:-1]):
+        found = choose(*arrays(POINTS, VALUES, lengths[order], PRESENT))
+        np.testing.assert_array_equal(found, lengths[order[np.argmax(np.array(scores)[order])]])
 
 
 def test_samples_have_the_covariance_of_scikit_learn(known):

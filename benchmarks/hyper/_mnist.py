@@ -1,6 +1,7 @@
 """What the experiments with reversible learning share: MNIST in their sizes, losses at the end."""
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import time
@@ -19,11 +20,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 KEY = jax.random.key(0)
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """Those of every script."""
+def arguments(description: str, **flags: str) -> argparse.Namespace:
+    """Those of every script, and flags by their help."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--data-dir", help="folder with MNIST")
     parser.add_argument("--meta-steps", type=int, help="fewer, for a look")
+    for name, meaning in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=meaning)
     return parser.parse_args()
 
 
@@ -31,6 +34,16 @@ def data(data_dir: str | None, train: int) -> Dataset:
     """The first images to train on, and 10,000 others to validate with."""
     found = mnist(data_dir, validation=10_000)
     return Dataset(found.train[:train], found.validation, found.test, "mnist", found.classes)
+
+
+def standardised(dataset: Dataset) -> Dataset:
+    """Pixels less the mean of those to train on, over their standard deviation."""
+    mean, std = np.mean(dataset.train.inputs), np.std(dataset.train.inputs)
+    splits = [
+        dataclasses.replace(split, inputs=np.float32((split.inputs - mean) / std), maximum=None)
+        for split in (dataset.train, dataset.validation, dataset.test)
+    ]
+    return Dataset(*splits, dataset.name, dataset.classes)
 
 
 def learns(**labels: object) -> optax.GradientTransformation:

@@ -1,6 +1,7 @@
 """Learned schedules of rates: 100 rates for each of 8 tensors, and the scales of initial weights.
 
     python benchmarks/hyper/schedules.py --data-dir DATA
+    python benchmarks/hyper/schedules.py --data-dir DATA --standardised
 
 The first experiment of Maclaurin, Duvenaud and Adams (2015, section 3.1) by `meta.reversible`: a
 network 784-50-50-50-10 on 10,000 images of MNIST, 100 steps of momentum on minibatches of 200. Log
@@ -8,6 +9,10 @@ rates begin at -1, γ stays 0.5, logarithms of initial scales begin at -3; 50 me
 with rate 0.04. The meta-loss is the training loss after the last step, on 500 images drawn for
 each meta-iteration. Rivals are the best of fixed rates, at the first scales and at the learned
 ones. All are judged by the training loss on all 10,000 images, on fresh θ₀ and minibatches.
+
+The paper reports that the first layer's scale goes to 1/√784, and does not say how pixels are
+scaled. By default they are in [0, 1]; with `--standardised` their mean is zero and their variance
+one, for which that scale is the usual one.
 """
 
 import dataclasses
@@ -108,9 +113,10 @@ def draw(content: dict[str, Any]) -> plt.Axes:
 
 
 def main() -> None:
-    arguments = _mnist.arguments(__doc__)
+    arguments = _mnist.arguments(__doc__, standardised="pixels of mean zero and variance one")
     steps = arguments.meta_steps or META_STEPS
     data = _mnist.data(arguments.data_dir, 10_000)
+    data = _mnist.standardised(data) if arguments.standardised else data
     batches, everything = network(data, 200), network(data, None)
     measured = dataclasses.replace(batches, objective=network(data, 500).loss)
     task = tasks.learned_init_scale(measured, math.exp(LOG_SCALE))
@@ -171,8 +177,9 @@ def main() -> None:
         },
         "log_rates": {name: np.round(r, 4).tolist() for name, r in log_rates.items()},
     }
-    command = "python benchmarks/hyper/schedules.py --data-dir DATA"
-    _report.publish("hyper/schedules", command, content, draw(content))
+    flag = "standardised" if arguments.standardised else ""
+    command = "python benchmarks/hyper/schedules.py --data-dir DATA" + f" --{flag}" * bool(flag)
+    _report.publish("hyper/schedules" + f"-{flag}" * bool(flag), command, content, draw(content))
 
 
 if __name__ == "__main__":

@@ -124,8 +124,8 @@ def score(
     key: Key,
     *,
     acquisition: str,
-    margin: float,
-    kappa: float,
+    margin: float | Array,
+    kappa: float | Array,
 ) -> Float[Array, " n"]:
     """How much looking at each point promises; the largest is where to look next.
 
