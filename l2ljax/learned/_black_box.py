@@ -47,9 +47,14 @@ def see_nothing(params: Params, dim: int) -> Seen:
     return Seen(jnp.zeros((), jnp.int32), zero, zero, params, jnp.full_like(zero, jnp.inf))
 
 
-def see(
-    seen: Seen, params: Params | None, value: ArrayLike
-) -> tuple[Seen, Float[Array, " features"]]:
+def point(params: Params | None) -> Params:
+    """The params, which have to be there."""
+    if params is None:
+        raise ValueError("params must be given, the point that value belongs to, got None")
+    return params
+
+
+def see(seen: Seen, params: Params, value: ArrayLike) -> tuple[Seen, Float[Array, " features"]]:
     r"""Takes in the value at a point.
 
     The features are the point, the best one, and
@@ -60,8 +65,6 @@ def see(
     with the mean and standard deviation of the values so far. What is not finite is seen as two
     standard deviations above the mean, and is never the best.
     """
-    if params is None:
-        raise ValueError("params must be given, the point that value belongs to, got None")
     dtype = seen.mean.dtype
     value = jnp.asarray(value, dtype)
     finite = jnp.isfinite(value)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks, networks
 from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Spec, closure
-from l2ljax.learned._black_box import EVENTS, Seen, see, see_nothing
+from l2ljax.learned._black_box import EVENTS, Seen, point, see, see_nothing
 
 
 class BlackBoxState(NamedTuple):
@@ -111,6 +111,7 @@ def _update(
     **extra: Any,
 ) -> tuple[Params, BlackBoxState]:
     del updates, extra
+    params = point(params)
     seen, features = see(Seen(*state[1:]), params, value)
     phi = jax.tree.map(lambda leaf: leaf.astype(features.dtype), phi)
     carry, move = networks.recurrent_apply(phi, state.carry, features)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from l2ljax import _checks, gaussian_process, networks
 from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Scalar, Spec, closure
 from l2ljax.gaussian_process import GaussianProcess, Hyperparameters
-from l2ljax.learned._black_box import EVENTS, Seen, see, see_nothing
+from l2ljax.learned._black_box import EVENTS, Seen, point, see, see_nothing
 
 # Length scales to choose from, as many around the prior's median as around the last choice.
 _LENGTHS = 16
@@ -140,6 +140,7 @@ def _update(
     **extra: Any,
 ) -> tuple[Params, SurrogateState]:
     del updates, extra
+    params = point(params)
     seen, features = see(state.seen, params, value)
     memory = state.values.size
     used = jnp.minimum(state.steps + 1, memory).astype(features.dtype) / memory
