@@ -13,6 +13,7 @@ ACQUISITIONS = (
     "lower_confidence_bound",
     "thompson",
 )
+"""What `propose` takes."""
 
 
 def expected_improvement(
