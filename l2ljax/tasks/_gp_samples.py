@@ -15,6 +15,7 @@ def gp_samples(
     dim: int = 2,
     length_scale: float | Sequence[float] | None = None,
     features: int = 256,
+    minimum: bool = False,
 ) -> Task:
     r"""Functions on the box $[-1, 1]^d$ from a Gaussian process with mean zero and variance one.
 
@@ -30,10 +31,13 @@ def gp_samples(
         length_scale: l, a number, or the ends of an interval from which each $l_j$ of each
             function is drawn, log-uniformly; default: from $\sqrt d/4$ to $\sqrt d$.
         features: m; of a finite number, any one function is a little less than Gaussian.
+        minimum: whether a problem has its function's minimum in the box, as the lowest value that
+            gradient descent reaches from the best 16 of 1,024 random points.
 
     Returns:
         A task; `problem` is `{"frequencies": f32[m, d], "phases": f32[m], "weights": f32[m],
-        "length_scale": f32[d]}`, `params` is `f32[d]`. θ₀ = 0, the centre of the box.
+        "length_scale": f32[d]}`, and with `minimum` also `"minimum": f32[]`; `params` is `f32[d]`.
+        θ₀ = 0, the centre of the box.
 
     Raises:
         ValueError: for a size below one, length scales that are not positive, or more than two of
@@ -64,22 +68,46 @@ def gp_samples(
             dim=int(dim),
             ends=(float(ends[0]), float(ends[1])),
             features=int(features),
+            minimum=bool(minimum),
         ),
         init=closure(_init, dim=int(dim)),
         loss=closure(_loss),
     )
 
 
-def _sample(key: Key, *, dim: int, ends: tuple[float, float], features: int) -> Problem:
+def _sample(
+    key: Key, *, dim: int, ends: tuple[float, float], features: int, minimum: bool
+) -> Problem:
     scales, frequencies, phases, weights = jax.random.split(key, 4)
     low, high = map(math.log, ends)
     length_scale = jnp.exp(jax.random.uniform(scales, (dim,), minval=low, maxval=high))
-    return {
+    problem = {
         "frequencies": jax.random.normal(frequencies, (features, dim)) / length_scale,
         "phases": jax.random.uniform(phases, (features,), maxval=2 * math.pi),
         "weights": jax.random.normal(weights, (features,)),
         "length_scale": length_scale,
     }
+    if minimum:
+        problem["minimum"] = _lowest(problem, jax.random.fold_in(key, 1))
+    return problem
+
+
+def _lowest(problem: Problem, key: Key) -> Scalar:
+    """The lowest value that is found in the box."""
+
+    def value(x: Array) -> Scalar:
+        return _loss(x, problem, key)
+
+    points = jax.random.uniform(key, (1024, problem["length_scale"].size), minval=-1, maxval=1)
+    _, best = jax.lax.top_k(-jax.vmap(value)(points), 16)
+    # In units of the length scales curvatures are a few at most, at any minimum.
+    rate = 0.2 * problem["length_scale"] ** 2
+
+    def step(points: Array, _: None) -> tuple[Array, None]:
+        return jnp.clip(points - rate * jax.vmap(jax.grad(value))(points), -1, 1), None
+
+    points, _ = jax.lax.scan(step, points[best], length=100)
+    return jax.vmap(value)(points).min()
 
 
 def _init(key: Key, problem: Problem, *, dim: int) -> Float[Array, " dim"]:
