@@ -70,7 +70,6 @@ def black_box(horizon: int = 20, loss: str = "observed_improvement") -> Estimato
     | "sum" | $\sum_t y_t$ |
     | "observed_improvement" | $\sum_{t > 1} \min(y_t - y^*_{t-1}, 0)$, $y^*$ held constant |
     | "expected_improvement" | $-\sum_{t > 1} E[\max(y^*_{t-1} - f(x_t), 0) \mid y_1 … y_{t-1}]$ |
-
     | "log_regret" | $\frac1T \sum_t \log(\max(y^*_t - \min f, 0) + 10^{-4})$ |
 
     averaged over functions. The expectation is that of a Gaussian process with the RBF kernel and
