@@ -91,7 +91,7 @@ def draw(content: dict[str, Any]) -> plt.Axes:
         level = -0.5 * math.log(fan_in)
         middle.axhline(level, color="black", linestyle="--", linewidth=1)
         text = rf"$1/\sqrt{{{fan_in}}}$"
-        middle.annotate(text, (0, level), (2, 4), textcoords="offset points")
+        middle.annotate(text, (0.5, level), (0, 4), ("axes fraction", "data"), "offset points")
     middle.set(xlabel="meta-iteration", ylabel="log scale of initial weights")
     losses = content["final_training_loss"]
     for place, values in enumerate(losses.values()):
