@@ -59,7 +59,7 @@ def recipe(kind: str, dim: int) -> weights.Recipe:
     if kind == "surrogate":
         opt = learned.surrogate_lstm(dim)
         # From observed improvements it learns to look elsewhere, not to come near to a minimum.
-        loss, part = "log_regret", functools.partial(weights.Part, 300, 3e-3, batch=32)
+        loss, part = "log_regret", functools.partial(weights.Part, 200, 3e-3, batch=32)
     else:
         opt = learned.black_box_lstm(dim, hidden=64)
         # Of 32 functions a batch and at 5e-3, longer training ends in poor strategies.
