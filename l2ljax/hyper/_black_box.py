@@ -32,12 +32,12 @@ def _observed_improvement(xs: Array, ys: Array, problem: Problem) -> Scalar:
 def _log_regret(xs: Array, ys: Array, problem: Problem) -> Scalar:
     del xs
     # Where the minimum was searched for, it may have been missed.
-    regret = jnp.maximum(jax.lax.cummin(ys) - problem["minimum"], 0)
+    regret = jnp.maximum(jax.lax.cummin(ys) - _known(problem, "minimum"), 0)
     return jnp.log(regret + _LEAST_REGRET).mean()
 
 
 def _expected_improvement(xs: Array, ys: Array, problem: Problem) -> Scalar:
-    points = xs / problem["length_scale"]
+    points = xs / _known(problem, "length_scale")
     squares = jnp.sum((points[:, None] - points) ** 2, axis=-1)
     covariance = jnp.exp(-squares / 2) + _NOISE * jnp.eye(ys.size, dtype=ys.dtype)
     # One root has all posteriors: row t of it is the regression of y_t on those before it.
@@ -48,6 +48,15 @@ def _expected_improvement(xs: Array, ys: Array, problem: Problem) -> Scalar:
     best = jax.lax.cummin(ys)[:-1]
     improve = jax.vmap(expected_improvement)
     return -improve(mean[1:, None], std[1:, None], best).sum()
+
+
+def _known(problem: Problem, name: str) -> Array:
+    if not isinstance(problem, dict) or name not in problem:
+        raise ValueError(
+            f"task must have problems with a {name!r} for this loss, as those of "
+            f"tasks.gp_samples(minimum=True), got {jax.tree.map(jnp.shape, problem)}"
+        )
+    return problem[name]
 
 
 LOSSES = {
@@ -89,7 +98,8 @@ def black_box(horizon: int = 20, loss: str = "observed_improvement") -> Estimato
         `lowest`, that of $y^*_t$, each f[T].
 
     Raises:
-        ValueError: for a horizon below 2 or an unknown loss; from the factory, for a batch below 1.
+        ValueError: for a horizon below 2 or an unknown loss; from the factory, for a batch below 1;
+            from `estimate`, for problems without what the loss has to know.
 
     Reference:
         Chen et al. (2017), 'Learning to learn without gradient descent by gradient descent'.

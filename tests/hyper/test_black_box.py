@@ -11,6 +11,7 @@ from l2ljax import hyper, learned, meta, tasks
 
 DIM, HORIZON, BATCH = 2, 5, 3
 KEY = jax.random.key(3)
+LOSSES = ("sum", "observed_improvement", "expected_improvement", "log_regret")
 
 
 @functools.cache
@@ -20,7 +21,7 @@ def settings():
     shapes = jax.eval_shape(opt.init, KEY)
     rng = np.random.default_rng(0)
     phi = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.5, s.shape)), shapes)
-    return opt, tasks.gp_samples(DIM, features=16), phi
+    return opt, tasks.gp_samples(DIM, features=16, minimum=True), phi
 
 
 @functools.cache
@@ -34,7 +35,7 @@ def estimated(loss):
 
 @functools.cache
 def episodes():
-    """Points, values and length scales of the episodes, by asking and telling."""
+    """Points, values and problems of the episodes, by asking and telling."""
     with jax.enable_x64(True):
         opt, task, phi = settings()
         optimizer = hyper.ask_tell(opt.bind(phi), [(-1, 1)] * DIM)
@@ -47,7 +48,7 @@ def episodes():
                 xs.append(np.asarray(optimizer.ask(state)))
                 ys.append(float(loss(xs[-1], problem, key)))
                 state = tell(state, ys[-1])
-            found.append((np.array(xs), np.array(ys), np.asarray(problem["length_scale"])))
+            found.append((np.array(xs), np.array(ys), jax.tree.map(np.asarray, problem)))
         return found
 
 
@@ -68,12 +69,16 @@ def expected_improvements(xs, ys, scale):
 
 @pytest.mark.slow
 def test_losses_are_those_of_the_episodes():
-    expected = {"sum": [], "observed_improvement": [], "expected_improvement": []}
-    for xs, ys, scale in episodes():
+    expected = {loss: [] for loss in LOSSES}
+    for xs, ys, problem in episodes():
         best = np.minimum.accumulate(ys)
         expected["sum"].append(ys.sum())
         expected["observed_improvement"].append(best[-1] - ys[0])
-        expected["expected_improvement"].append(-sum(expected_improvements(xs, ys, scale)))
+        expected["expected_improvement"].append(
+            -sum(expected_improvements(xs, ys, problem["length_scale"]))
+        )
+        regret = np.maximum(best - problem["minimum"], 0)
+        expected["log_regret"].append(np.log(regret + 1e-4).mean())
     assert np.ptp([ys for _, ys, _ in episodes()]) > 0.5
     assert min(expected["observed_improvement"]) < -0.1
     for loss, values in expected.items():
@@ -85,7 +90,7 @@ def test_losses_are_those_of_the_episodes():
     np.testing.assert_allclose(aux["lowest"], lowest, rtol=1e-9)
 
 
-@pytest.mark.parametrize("loss", ["sum", "expected_improvement"])
+@pytest.mark.parametrize("loss", ["sum", "expected_improvement", "log_regret"])
 def test_the_gradient_is_that_of_finite_differences(loss, x64):
     estimate, found = estimated(loss)
     _, _, phi = settings()
@@ -119,6 +124,13 @@ def test_the_gradient_of_observed_improvement_holds_the_minimum_before_constant(
     assert weights.sum(axis=1).max() > 1
     grad = jax.jit(jax.grad(improving))(phi)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), found.grad, grad)
+
+
+def test_a_loss_of_what_is_not_known_is_refused():
+    opt, _, phi = settings()
+    est = hyper.black_box(HORIZON, "log_regret")(opt, tasks.gp_samples(DIM, features=2))
+    with pytest.raises(ValueError, match=r"task must have problems with a 'minimum' for this loss"):
+        est.estimate(phi, est.init(KEY, phi), KEY)
 
 
 # Asking and telling.

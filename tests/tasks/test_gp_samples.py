@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 from l2ljax.tasks import gp_samples
 
@@ -43,6 +44,20 @@ def test_the_default_length_scales_grow_with_the_dimension():
         scales = jax.jit(jax.vmap(task.sample))(jax.random.split(KEY, 200))["length_scale"]
         assert dim**0.5 / 4 <= scales.min() and scales.max() <= dim**0.5 + 1e-6
         np.testing.assert_array_equal(task.init(KEY, task.sample(KEY)), np.zeros(dim))
+
+
+def test_the_minimum_is_that_of_scipys_global_search():
+    task = gp_samples(dim=2, features=16, minimum=True)
+    problems = jax.jit(jax.vmap(task.sample))(jax.random.split(KEY, 6))
+    loss = jax.jit(task.loss)
+    for i in range(6):
+        problem = jax.tree.map(lambda leaf, i=i: leaf[i], problems)
+        found = scipy.optimize.differential_evolution(
+            lambda x, problem=problem: float(loss(jnp.float32(x), problem, KEY)),
+            [(-1, 1)] * 2,
+            seed=0,
+        )
+        np.testing.assert_allclose(problem["minimum"], found.fun, atol=1e-3)
 
 
 @pytest.mark.parametrize(
