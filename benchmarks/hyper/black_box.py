@@ -237,7 +237,7 @@ def compare() -> None:
 
 
 def draw(rows: dict[str, Any], times: dict[int, dict[str, float]]) -> plt.Axes:
-    _, panels = plt.subplots(2, 3, figsize=(10, 5.6), layout="constrained")
+    figure, panels = plt.subplots(2, 3, figsize=(10, 5.9), layout="constrained")
     looks = {
         LSTM: ("#009E73", ":"),
         STEERED: ("black", "-"),
@@ -261,7 +261,13 @@ def draw(rows: dict[str, Any], times: dict[int, dict[str, float]]) -> plt.Axes:
             xticks=(1, 5, 10, 15, 20),
         )
         axes.grid(alpha=0.25)
-    panels[0, 0].legend(frameon=False, title="median, quartiles of 100")
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(),
+        loc="outside upper center",
+        ncols=len(looks),
+        frameon=False,
+        title="median and quartiles of 100",
+    )
     last = panels[1, 2]
     for offset, method in ((-0.27, LSTM), (0, STEERED), (0.27, GP_EI)):
         heights = [1e3 * row[method] for row in times.values()]
