@@ -53,7 +53,9 @@ def surrogate_lstm(dim: int, hidden: int = 16, memory: int = 20) -> LearnedOptim
     $\hat\ell_t$ of 33, see `gaussian_process.fit_lengths`), and with $u_t$ the features of
     `black_box_lstm` and the part of the memory in use. The minimum is that of
     `gaussian_process.propose`; its random candidates are the same in every run. The LSTM alone is
-    one program of a few multiplications a step, but does not come as near to a minimum.
+    one program of a few multiplications a step, but does not come as near to a minimum. Before
+    training κ is about one and δ zero, which is a sound search where no weights ship for so many
+    variables.
 
     The meta-gradient is that of the minimum by the implicit function theorem,
     $-H^{-1} \partial \nabla / \partial(\kappa, \delta)$, in the free variables and with the points
