@@ -53,8 +53,9 @@ def propose(
     Raises:
         ValueError: for an unknown acquisition, no candidates, a margin or κ that is negative.
 
+    >>> from l2ljax import gaussian_process
     >>> x = jnp.array([[0.0], [0.3], [0.8], [1.0]])
-    >>> gp = jax.jit(fit)(x, (x[:, 0] - 0.6) ** 2)
+    >>> gp = jax.jit(gaussian_process.fit)(x, (x[:, 0] - 0.6) ** 2)
     >>> print(f"{jax.jit(propose)(gp, jax.random.key(0))[0]:.1f}")
     0.6
     """
