@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from l2ljax import _checks, networks
 from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Spec, closure
@@ -18,19 +18,11 @@ class BlackBoxState(NamedTuple):
 
     Attributes:
         carry: the LSTM's (cell, hidden), each f[hidden].
-        count: finite values seen, i32[].
-        mean: of the values, f[].
-        squares: the sum of their squared distances to the mean, f[].
-        best: the point with the lowest value, f[dim]; before any the first point.
-        best_value: its value, f[]; infinite before any.
+        seen: statistics of all values, with the best point and its value.
     """
 
     carry: tuple[Float[Array, " hidden"], Float[Array, " hidden"]]
-    count: Int[Array, ""]  # type: ignore[assignment]  # a method of tuples, too
-    mean: Float[Array, ""]
-    squares: Float[Array, ""]
-    best: Float[Array, " dim"]
-    best_value: Float[Array, ""]
+    seen: Seen
 
 
 def black_box_lstm(dim: int, hidden: int = 32) -> LearnedOptimizer:
@@ -69,7 +61,7 @@ def black_box_lstm(dim: int, hidden: int = 32) -> LearnedOptimizer:
     >>> x = jnp.zeros(2)
     >>> state = tx.init(x)
     >>> updates, state = tx.update(x, state, x, value=jnp.sum((x - 1) ** 2))
-    >>> int(state.count), float(state.best_value), updates.shape
+    >>> int(state.seen.count), float(state.seen.best_value), updates.shape
     (1, 2.0, (2,))
     """
     _checks.count("dim", dim)
@@ -98,7 +90,7 @@ def _bind(phi: Phi, *, dim: int, hidden: int) -> optax.GradientTransformationExt
 def _init(params: Params, *, dim: int, hidden: int) -> BlackBoxState:
     seen = see_nothing(params, dim)
     carry = (jnp.zeros(hidden, seen.mean.dtype), jnp.zeros(hidden, seen.mean.dtype))
-    return BlackBoxState(carry, *seen)
+    return BlackBoxState(carry, seen)
 
 
 def _update(
@@ -112,10 +104,10 @@ def _update(
 ) -> tuple[Params, BlackBoxState]:
     del updates, extra
     params = point(params)
-    seen, features = see(Seen(*state[1:]), params, value)
+    seen, features = see(state.seen, params, value)
     phi = jax.tree.map(lambda leaf: leaf.astype(features.dtype), phi)
     carry, move = networks.recurrent_apply(phi, state.carry, features)
-    return _fold(seen.best + move) - params, BlackBoxState(carry, *seen)
+    return _fold(seen.best + move) - params, BlackBoxState(carry, seen)
 
 
 def _fold(x: Array) -> Array:

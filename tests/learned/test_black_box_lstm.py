@@ -73,8 +73,8 @@ def test_it_is_the_formula_in_numpy(x64):
         while (np.abs(x) > 1).any():
             x = np.where(x > 1, 2 - x, np.where(x < -1, -2 - x, x))
         np.testing.assert_allclose(points[t + 1], x, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(state.best, best)
-    assert float(state.best_value) == -2.0
+    np.testing.assert_allclose(state.seen.best, best)
+    assert float(state.seen.best_value) == -2.0
 
 
 def test_scale_and_offset_of_the_values_do_not_matter(x64):
@@ -93,8 +93,12 @@ def test_points_stay_in_the_box():
 def test_values_that_are_not_finite_are_never_the_best():
     points, state = run([np.nan, np.inf, 5.0, np.nan, -np.inf, 7.0], np.float32)
     assert np.isfinite(points).all() and np.isfinite(np.concatenate(state.carry)).all()
-    assert (int(state.count), float(state.best_value), float(state.mean)) == (2, 5.0, 6.0)
-    np.testing.assert_array_equal(state.best, points[2])
+    assert (int(state.seen.count), float(state.seen.best_value), float(state.seen.mean)) == (
+        2,
+        5.0,
+        6.0,
+    )
+    np.testing.assert_array_equal(state.seen.best, points[2])
 
 
 def test_the_forget_gate_is_open_at_first():
