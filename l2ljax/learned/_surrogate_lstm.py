@@ -63,7 +63,8 @@ def surrogate_lstm(dim: int, hidden: int = 16, memory: int = 20) -> LearnedOptim
 
     The transformation takes no notice of gradients, but needs the value at the params, as the extra
     argument `value`: `meta.unroll`, `evaluate` and `hyper.minimize_black_box` pass it. A value that
-    is not finite counts as the worst finite one, and is never the best.
+    is not finite is never the best: to the process it is the worst finite one, to the LSTM as in
+    `black_box_lstm`.
 
     Args:
         dim: d; params are one array f[d].
