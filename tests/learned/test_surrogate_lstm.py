@@ -68,10 +68,8 @@ def test_the_next_point_has_the_least_bound(x64):
 
 
 def test_the_derivative_is_that_of_a_minimum(x64):
-    values = [(x - 0.2) ** 2 + 2 * (y + 0.3) ** 2 for x, y in run([])[0]]
-    x, state = jnp.asarray([0.3, -0.2], np.float64), OPT.bind(constant()).init(jnp.zeros(2))
-    points = [np.asarray(x)]
-    values = []
+    x = jnp.asarray([0.3, -0.2], np.float64)
+    state, points, values = OPT.bind(constant()).init(x), [np.asarray(x)], []
     for _ in range(5):
         values.append(float((x[0] - 0.2) ** 2 + 2 * (x[1] + 0.3) ** 2))
         before = x, state
