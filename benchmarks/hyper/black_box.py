@@ -238,6 +238,7 @@ def compare() -> None:
 
 def draw(rows: dict[str, Any], times: dict[int, dict[str, float]]) -> plt.Axes:
     figure, panels = plt.subplots(2, 3, figsize=(10, 5.9), layout="constrained")
+    # Not the untrained one: it would hide the trained.
     looks = {
         LSTM: ("#009E73", ":"),
         STEERED: ("black", "-"),
@@ -247,7 +248,7 @@ def draw(rows: dict[str, Any], times: dict[int, dict[str, float]]) -> plt.Axes:
     evaluations = np.arange(1, HORIZON + 1)
     for axes, (name, row) in zip(panels.flat, rows.items(), strict=False):
         for method, (color, style) in looks.items():
-            curve = row[method]  # Not the untrained one: it would hide the trained.
+            curve = row[method]
             axes.plot(evaluations, curve["median"], style, color=color, label=method)
             axes.fill_between(
                 evaluations, curve["low"], curve["high"], color=color, alpha=0.15, linewidth=0
