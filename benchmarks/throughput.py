@@ -18,7 +18,8 @@ them in its environment: large buffers are then not brought in 4 KiB at a time.
 
 XLA counts the operations of a compiled step, its loops' bodies once: about those of one inner step
 with its backward pass. The peaks of the machine are measured beside: a product of matrices, and
-tanh of numbers in the cache.
+tanh of numbers in the cache. What is measured of meta-training goes to `throughput.json`, of
+applying to `apply.json`.
 """
 
 import argparse
@@ -267,8 +268,12 @@ def main() -> None:
         command += " --data-dir DATA" * (arguments.data_dir is not None)
         command += " --first-study PATH" * (arguments.first_study is not None)
         command += " --torch PYTHON" * (arguments.torch is not None)
-        content = {"command": command, "turns": arguments.turns, "peaks": limits, "rows": rows}
-        print(_report.write("throughput.json", content))
+        content = {"command": command, "turns": arguments.turns, "peaks": limits}
+        applied = [row for row in rows if row["problem"] in LEAVES]
+        trained = [row for row in rows if row not in applied]
+        for file, some in [("throughput.json", trained), ("apply.json", applied)]:
+            if some:
+                print(_report.write(file, {**content, "rows": some}))
 
 
 if __name__ == "__main__":

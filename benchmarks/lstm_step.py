@@ -1,0 +1,222 @@
+"""How the LSTM optimizer's step is computed, beside other ways of computing it.
+
+    python benchmarks/lstm_step.py
+
+A segment of meta-training without its task: 20 steps of the 2x20 LSTM on given gradients, and the
+derivative of its updates with respect to φ; then a step alone, forwards. All variants of a size
+compute the same numbers, which is checked, and run in turns in one process; figures are medians of
+the ratios of neighbouring turns to the library's own way, below 1 where a variant is faster, with a
+95 % interval of the median (bootstrap).
+
+library: the step is computed again in the backward pass. kept: its gates are kept instead. custom
+VJP: the derivative of a cell written by hand. one tanh: all four gates by one tanh, since
+σ(x) = (1 + tanh(x/2))/2. unrolled: two steps in one round of the loop. whole: all coordinates at
+once. tiles: 4,096 after another, which the library does from 32,768 on, forwards.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import _report
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from l2ljax import networks
+from l2ljax.learned._tiles import in_tiles
+
+HIDDEN = (20, 20)
+STEPS = 20
+SIZES = {"quadratics, 1,280": 1280, "MNIST MLP, 15,910": 15_910, "1,002,660": 1_002_660}
+Memory = tuple[tuple[jax.Array, jax.Array], ...]
+Step = Callable[[Any, Memory, jax.Array], tuple[Memory, jax.Array]]
+
+
+def library(phi: Any, memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Array]:
+    return networks.lstm_apply(phi, memory, gradient[None], hidden=HIDDEN)
+
+
+def by_cell(cell: Callable[..., tuple[jax.Array, jax.Array]]) -> Step:
+    """The network with another cell: `cell(kernel, bias, inputs, c) -> (c, h)`."""
+
+    def step(phi: Any, memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Array]:
+        x, new = gradient[None], []
+        for layer, (c, h) in enumerate(memory):
+            weights = phi[f"lstm_{layer}"]
+            new.append(cell(weights["kernel"], weights["bias"], jnp.concatenate([x, h]), c))
+            x = new[-1][1]
+        return tuple(new), (phi["output_kernel"].T @ x)[0] + phi["output_bias"]
+
+    return step
+
+
+def one_tanh(kernel: Any, bias: Any, inputs: Any, c: Any) -> tuple[jax.Array, jax.Array]:
+    halves = jnp.repeat(jnp.array([0.5, 0.5, 1, 0.5]), kernel.shape[1] // 4)
+    i, f, g, o = jnp.split(jnp.tanh((kernel * halves).T @ inputs + (bias * halves)[:, None]), 4)
+    c = 0.5 * ((f + 1) * c + (i + 1) * g)
+    return c, 0.5 * (o + 1) * jnp.tanh(c)
+
+
+@jax.custom_vjp
+def by_hand(kernel: Any, bias: Any, inputs: Any, c: Any) -> tuple[jax.Array, jax.Array]:
+    return by_hand_forward(kernel, bias, inputs, c)[0]
+
+
+def by_hand_forward(kernel: Any, bias: Any, inputs: Any, c: Any) -> tuple[Any, Any]:
+    i, f, g, o = jnp.split(kernel.T @ inputs + bias[:, None], 4)
+    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
+    new = f * c + i * g
+    squashed = jnp.tanh(new)
+    return (new, o * squashed), (kernel, inputs, c, i, f, g, o, squashed)
+
+
+def by_hand_backward(kept: Any, cotangent: Any) -> tuple[jax.Array, ...]:
+    kernel, inputs, c, i, f, g, o, squashed = kept
+    dc, dh = cotangent
+    dc = dc + dh * o * (1 - squashed**2)
+    gates = jnp.concatenate(
+        [
+            dc * g * i * (1 - i),
+            dc * c * f * (1 - f),
+            dc * i * (1 - g**2),
+            dh * squashed * o * (1 - o),
+        ]
+    )
+    return inputs @ gates.T, gates.sum(1), kernel @ gates, dc * f
+
+
+by_hand.defvjp(by_hand_forward, by_hand_backward)
+
+
+def segment(
+    step: Step, phi: Any, gradients: jax.Array, *, recompute: bool = True, unroll: int = 1
+) -> jax.Array:
+    """The derivative of 20 steps' updates, all weighted alike, along one vector of φ's size."""
+
+    def total(phi: Any) -> jax.Array:
+        def body(memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Array]:
+            memory, update = step(phi, memory, gradient)
+            return memory, jnp.vdot(update, gradient)
+
+        body = jax.checkpoint(body, prevent_cse=False) if recompute else body
+        memory = networks.lstm_carry(gradients.shape[1:], "float32", hidden=HIDDEN)
+        return jax.lax.scan(body, memory, gradients, unroll=unroll)[1].sum()
+
+    return jnp.concatenate([jnp.ravel(part) for part in jax.tree.leaves(jax.grad(total)(phi))])
+
+
+def tiles(phi: Any, memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Array]:
+    return in_tiles(functools.partial(library, phi), memory, gradient)
+
+
+SEGMENTS: dict[str, Callable[..., jax.Array]] = {
+    "library": functools.partial(segment, library),
+    "kept": functools.partial(segment, library, recompute=False),
+    "custom VJP": functools.partial(segment, by_cell(by_hand)),
+    "custom VJP, kept": functools.partial(segment, by_cell(by_hand), recompute=False),
+    "one tanh": functools.partial(segment, by_cell(one_tanh)),
+    "unrolled": functools.partial(segment, library, unroll=2),
+}
+
+
+def in_turns(programs: dict[str, Callable[[], float]], turns: int) -> dict[str, Any]:
+    """Seconds of each, and ratios of neighbouring turns to the first."""
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(turns):
+        for name, program in programs.items():
+            seconds[name].append(program())
+    base = np.array(next(iter(seconds.values())))
+    rng = np.random.default_rng(0)
+    rows = {}
+    for name, times in seconds.items():
+        ratios = np.array(times) / base
+        medians = np.median(rng.choice(ratios, (10_000, turns)), 1)
+        low, high = np.quantile(medians, [0.025, 0.975])
+        rows[name] = {
+            "ms": 1e3 * float(np.median(times)),
+            "ratio": float(np.median(ratios)),
+            "low": float(low),
+            "high": float(high),
+        }
+    return rows
+
+
+def clock(function: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - start
+
+
+def measure_segments(size: int, turns: int) -> dict[str, Any]:
+    """Every variant of a segment; each must have the library's derivative."""
+    phi = networks.lstm_init(jax.random.key(0), features=1, hidden=HIDDEN)
+    gradients = jax.random.normal(jax.random.key(1), (STEPS, size))
+    programs, found = {}, {}
+    for name, function in SEGMENTS.items():
+        compiled = jax.jit(function).lower(phi, gradients).compile()
+        found[name] = compiled(phi, gradients)
+        programs[name] = functools.partial(clock, functools.partial(compiled, phi, gradients))
+    for name, derivative in found.items():
+        scale = jnp.abs(found["library"]).max()
+        np.testing.assert_allclose(
+            derivative / scale, found["library"] / scale, atol=1e-4, err_msg=name
+        )
+    return in_turns(programs, turns)
+
+
+def measure_forwards(size: int, turns: int) -> dict[str, Any]:
+    """A step alone, whole and in tiles, its state in place."""
+    phi = networks.lstm_init(jax.random.key(0), features=1, hidden=HIDDEN)
+    gradient = jax.random.normal(jax.random.key(1), (size,))
+    programs, found = {}, {}
+    for name, step in {"whole": library, "tiles": tiles}.items():
+        run = jax.jit(step, donate_argnums=1)
+        memory = jax.jit(lambda: networks.lstm_carry((size,), "float32", hidden=HIDDEN))()
+        compiled = run.lower(phi, memory, gradient).compile()
+        memory, found[name] = compiled(phi, memory, gradient)
+        state = {"memory": memory}
+
+        def program(compiled: Any = compiled, state: dict[str, Any] = state) -> float:
+            start = time.perf_counter()
+            state["memory"], update = compiled(phi, state["memory"], gradient)
+            jax.block_until_ready((state["memory"], update))
+            return time.perf_counter() - start
+
+        programs[name] = program
+    np.testing.assert_allclose(found["tiles"], found["whole"], atol=1e-6)
+    return in_turns(programs, turns)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--turns", type=int, default=31)
+    parser.add_argument("--quick", action="store_true", help="little of each, and write nothing")
+    arguments = parser.parse_args()
+    turns = 2 if arguments.quick else arguments.turns
+    sizes = {"small": 300} if arguments.quick else SIZES
+    content: dict[str, Any] = {
+        "command": "python benchmarks/lstm_step.py",
+        "turns": turns,
+        "segments": {},
+        "forwards": {},
+    }
+    for title, size in sizes.items():
+        if size < 100_000:
+            content["segments"][title] = measure_segments(size, turns)
+        content["forwards"][title] = measure_forwards(size, turns)
+        for kind in ("segments", "forwards"):
+            for name, row in content[kind].get(title, {}).items():
+                print(
+                    f"{title:20} {kind:9} {name:18} {row['ms']:8.2f} ms  {row['ratio']:.2f} "
+                    f"[{row['low']:.2f}, {row['high']:.2f}]",
+                    flush=True,
+                )
+    if not arguments.quick:
+        print(_report.write("lstm_step.json", content))
+
+
+if __name__ == "__main__":
+    main()
