@@ -12,13 +12,13 @@ import numpy as np
 import optax
 import pytest
 
-from l2ljax import learned
+from l2ljax import learned, meta, tasks
 from l2ljax.core import Task, closure
 
 # The scripts import each other by name, as they do when they are run.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "paper"))
-general, held_out, panels, paper = map(
-    importlib.import_module, ["general", "held_out", "panels", "run"]
+general, held_out, panels, paper, weights = map(
+    importlib.import_module, ["general", "held_out", "panels", "run", "weights"]
 )
 
 
@@ -291,3 +291,34 @@ def test_a_run_keeps_what_is_done_and_writes_the_table_when_all_is(tmp_path, mon
     assert list(table["rows"]) == ["parabola", "image"] and table["seconds"] == 6
     assert table["verdict"]["won"] == 1 and table["weights"]["trained_on"] == "nothing"
     assert (tmp_path / "results" / "paper" / "general.png").exists()
+
+
+@pytest.mark.parametrize("steps", [[], [2, 1]])
+def test_a_recipe_leaves_weights_and_a_card_and_goes_on_from_what_is_done(steps, tmp_path):
+    opt, task = learned.lstm((2,)), tasks.quadratic(2)
+    estimator = meta.truncated(horizon=2, truncation=2)
+    begun = []
+
+    def start(folder, key):
+        assert folder == tmp_path
+        begun.append(opt.init(key))
+        return begun[-1]
+
+    recipe = weights.Recipe(
+        opt=opt,
+        task=task,
+        parts=[weights.Part(count, 1e-3, estimator) for count in steps],
+        validate=lambda key: meta.validation(opt, task, key=key, horizon=2, problems=2, window=1),
+        trained_on="two coordinates",
+        limits="all",
+        start=start,
+    )
+    weights.meta_train(recipe, tmp_path, seed=0, command="python this")
+    _, phi, card = learned.restore(tmp_path)
+    assert card["meta_steps"] == steps
+    assert (card["command"], card["trained_on"]) == ("python this", "two coordinates")
+    assert np.isfinite(card["scores"]["validation"])
+    moved = jax.tree.map(lambda new, old: bool(jnp.any(new != old)), phi, begun[0])
+    assert any(jax.tree.leaves(moved)) == bool(steps)
+    weights.meta_train(recipe, tmp_path, seed=0, command="python this")
+    jax.tree.map(np.testing.assert_array_equal, learned.restore(tmp_path)[1], phi)
