@@ -332,7 +332,7 @@ def _running(ax: Axes, values: np.ndarray, label: str) -> None:
     ax.plot(np.arange(len(mean)) + len(window) - 1, mean, color="black", label=label)
 
 
-def _scale(ax: Axes, values: np.ndarray, labels: tuple[int, ...] = (1, 2, 3, 5)) -> None:
+def _scale(ax: Axes, values: np.ndarray, labels: tuple[float, ...] = (1, 2, 3, 5)) -> None:
     """A logarithmic axis where all values are positive, else a linear one."""
     finite = values[np.isfinite(values)]
     if finite.size and finite.min() > 0:
@@ -356,9 +356,16 @@ def _mark(ax: Axes, rows: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def _logarithmic(ax: Axes, labels: tuple[int, ...] = (1, 2, 3, 5)) -> None:
+# Of an axis that may not reach from one of the usual labels to the next.
+_CLOSE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+
+
+def _logarithmic(ax: Axes, labels: tuple[float, ...] = (1, 2, 3, 5)) -> None:
     """Losses on a logarithmic axis with plain numbers, on a quiet grid."""
     ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    if high < 4 * low:
+        labels = _CLOSE
     ax.yaxis.set_major_locator(LogLocator(subs=labels))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.yaxis.set_minor_formatter("")

@@ -333,3 +333,14 @@ def test_bad_arguments_are_named(results, settings, message):
     with pytest.raises(ValueError, match=message):
         plots.curves(results, **settings)
     assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.78, 1.9), (1.3, 2.5), (0.2, 0.4), (0.1, 9)])
+def test_an_axis_of_losses_has_several_numbers(low, high):
+    ax = plots.curves({"a": np.linspace(high, low, 6)[None]})
+    ax.figure.canvas.draw()
+    bottom, top = ax.get_ylim()
+    ticks = zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)
+    shown = [label.get_text() for tick, label in ticks if bottom <= tick <= top]
+    assert all(shown)
+    assert 3 <= len(shown) <= 16
