@@ -45,9 +45,9 @@ def truncated(
             log f(θ_t) - log f(θ₀), whose gradient is that of "log" and whose value is comparable
             between problems. Logarithms need positive losses: a loss of zero or less makes the
             meta-loss infinite or NaN, and `meta.train` skips the step and marks it.
-        second_derivatives: whether ∂∇/∂φ is kept. Default off, as in the paper (section 2.1): much
-            cheaper, but the meta-gradient does not see that a step changes the gradients after it,
-            and may ask for steps that are too long. A `LearnedTask` needs it.
+        second_derivatives: whether ∂∇/∂φ is kept. Default off, as in the paper (section 2.1):
+            a second derivative of the loss is not computed, but the meta-gradient does not see
+            that a step changes the gradients after it. A `LearnedTask` needs it.
 
     Returns:
         A factory `(opt, task, batch=1) -> Estimator`. Its `aux` holds `losses`, f32[truncation]:
