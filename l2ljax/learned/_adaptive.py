@@ -20,7 +20,7 @@ from l2ljax.core import (
 )
 from l2ljax.learned import _coordinates
 from l2ljax.learned._preprocess import log_sign, require_p
-from l2ljax.learned._tiles import each_in_tiles
+from l2ljax.learned._tiles import tiled
 from l2ljax.networks import (
     coordinate_dense_apply,
     coordinate_dense_init,
@@ -175,7 +175,7 @@ def _update(
     step = closure(_step, _coordinates.cast(phi, dtype), count.astype(dtype), design=design)
     memories = [AdaptiveMemory(state.means, state.square, state.layers), *state.large]
     gradients = _coordinates.batches(updates, dtype, design.layout)
-    found = each_in_tiles(step, memories, gradients)
+    found = _coordinates.each(tiled(step), memories, gradients)
     (pool, *large), steps = zip(*found, strict=True)
     new = AdaptiveState(count, pool.means, pool.square, pool.layers, tuple(large))
     return _coordinates.unbatch(steps, updates, design.layout), new

@@ -22,7 +22,7 @@ from l2ljax.core import (
 )
 from l2ljax.learned import _coordinates
 from l2ljax.learned._preprocess import log_sign, require_p
-from l2ljax.learned._tiles import each_in_tiles
+from l2ljax.learned._tiles import tiled
 from l2ljax.networks import lstm_apply, lstm_carry, lstm_init
 
 Preprocess = Callable[[Array], Array]
@@ -239,8 +239,7 @@ def _update(
     dtype = _coordinates.working_dtype(memories)
     step = closure(_step, _coordinates.cast(phi, dtype), **settings)
     gradients = _coordinates.batches(updates, dtype, layout)
-    each = _coordinates.each if settings["averaging"] else each_in_tiles
-    found = each(step, memories, gradients)
+    found = _coordinates.each(step if settings["averaging"] else tiled(step), memories, gradients)
     (layers, *large), steps = zip(*found, strict=True)
     return _coordinates.unbatch(steps, updates, layout), LSTMState(layers, tuple(large))
 

@@ -5,7 +5,7 @@ new to the process and reads them again: on two cores it takes 1.4 times as long
 (`benchmarks/lstm_step.py`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,26 +17,22 @@ _TILE = 4096
 _LEAST = 8 * _TILE
 
 
-def each_in_tiles(
-    step: Partial, memories: Sequence[PyTree], gradients: Sequence[Array]
-) -> list[tuple[PyTree, Array]]:
-    """`step(memory, gradient)` of every batch, where a step treats each coordinate alone.
+def tiled(step: Partial) -> Partial:
+    """A step that treats each coordinate alone, in tiles where that is faster.
 
     Args:
-        step: returns the new memory and the update, in the shapes and dtypes of the old memory and
-            of the gradient.
-        memories: of each batch; the last axes of all its arrays are those of the gradient.
-        gradients: of each batch.
+        step: `step(memory, gradient)` returns the new memory and the update, in the shapes and
+            dtypes of the old memory and of the gradient; the last axes of all arrays of the memory
+            are those of the gradient.
     """
-    return [_call(step, *batch) for batch in zip(memories, gradients, strict=True)]
+    return Partial(_tiled, step)
 
 
-@jax.jit
-def _call(step: Partial, memory: PyTree, gradient: Array) -> tuple[PyTree, Array]:
+def _tiled(step: Partial, memory: PyTree, gradient: Array) -> tuple[PyTree, Array]:
     # A tile of a leaf that is split over devices would have to be gathered from them.
     if gradient.size < _LEAST or jax.device_count() > 1:
         return step(memory, gradient)
-    return _in_tiles_on_a_cpu(step, memory, gradient)
+    return _compiled(step, memory, gradient)
 
 
 @jax.custom_jvp
@@ -48,6 +44,10 @@ def _in_tiles_on_a_cpu(step: Partial, memory: PyTree, gradient: Array) -> tuple[
 def _in_tiles_on_a_cpu_jvp(primals: tuple, tangents: tuple) -> tuple:
     # Backwards through the loop the memory of all coordinates would be kept for every tile.
     return jax.jvp(_whole, primals, tangents)
+
+
+# Without it a call outside `jit` would compile the loop each time.
+_compiled = jax.jit(_in_tiles_on_a_cpu)
 
 
 def _whole(step: Partial, memory: PyTree, gradient: Array) -> tuple[PyTree, Array]:
