@@ -62,6 +62,14 @@ def outcome(ratio: float, floor: float, aim: float) -> str:
     return f"reaches the aim {aim}"
 
 
+def median_ratio(ratios: list[float]) -> dict[str, float]:
+    """The median of the ratios, and a 95 % interval of it."""
+    rng, values = np.random.default_rng(0), np.array(ratios)
+    medians = np.median(rng.choice(values, size=(2000, len(values))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return {"ratio": float(np.median(values)), "low": float(low), "high": float(high)}
+
+
 def kept(
     file: pathlib.Path, settings: dict[str, Any], measure: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:

@@ -160,14 +160,6 @@ class TorchRunner:
         self.process.communicate()
 
 
-def summary(ratios: list[float]) -> dict[str, float]:
-    """The median of the ratios, and a 95 % interval of it."""
-    rng, values = np.random.default_rng(0), np.array(ratios)
-    medians = np.median(rng.choice(values, size=(2000, len(values))), axis=1)
-    low, high = np.quantile(medians, [0.025, 0.975])
-    return {"ratio": float(np.median(values)), "low": float(low), "high": float(high)}
-
-
 def in_turns(ours: Callable[[], float], theirs: Callable[[], float], pairs: int) -> dict[str, Any]:
     """Seconds of both and the ratio ours / theirs; who begins a pair alternates, too."""
     a, b = [], []
@@ -175,7 +167,11 @@ def in_turns(ours: Callable[[], float], theirs: Callable[[], float], pairs: int)
         for runner, seconds in [(ours, a), (theirs, b)][:: 1 if pair % 2 else -1]:
             seconds.append(runner())
     ratios = [x / y for x, y in zip(a, b, strict=True)]
-    return {"ours_s": float(np.median(a)), "theirs_s": float(np.median(b)), **summary(ratios)}
+    return {
+        "ours_s": float(np.median(a)),
+        "theirs_s": float(np.median(b)),
+        **_report.median_ratio(ratios),
+    }
 
 
 def cost(step: Any) -> dict[str, float]:
