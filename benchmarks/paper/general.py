@@ -9,9 +9,9 @@ fresh problems. A task's ratio is general's final loss over Adam's, the mean of 
 the last 10 updates, mean over problems; its interval is a 95 % bootstrap over problems. General
 *diverges* on a problem that it leaves at a loss no lower than the one it began with.
 
-Each task that is done is kept in `runs/held-out`, by the weights that it was done with, and so is
-each tuning of Adam, which knows of no weights; when all are there, they are written to
-`results/paper`, the lost ones too.
+Each task that is done is kept in `runs/held-out`, by the weights that it was done with, and each
+tuning of Adam, which knows of no weights, in `results/paper/tunings`; when all tasks are there,
+they are written to `results/paper`, the lost ones too.
 """
 
 import argparse
@@ -40,6 +40,7 @@ FLOOR = 1.05
 AIM = 0.9
 ADAM = evaluate.Tunable(classic.adam, np.geomspace(1e-4, 1.0, 11))
 KEPT = pathlib.Path("runs") / "held-out"
+TUNINGS = _report.RESULTS / "paper" / "tunings" / "general"
 KEY = jax.random.key(2_000_000)
 # Adam is tuned on other problems than it is compared on.
 TUNING_KEY = jax.random.fold_in(KEY, 2**32 - 1)
@@ -48,7 +49,7 @@ TUNING_KEY = jax.random.fold_in(KEY, 2**32 - 1)
 def tuned_adam(name: str, held_out: HeldOut, task: Task) -> tuple[evaluate.Tuning, float]:
     """Adam's tuning on a task, and the seconds that it took."""
     return _report.kept_tuning(
-        KEPT / "adam" / f"{name}.json",
+        TUNINGS / f"{name}.json",
         ADAM,
         task,
         key=TUNING_KEY,

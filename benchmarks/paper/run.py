@@ -12,8 +12,8 @@ whose tuning takes an hour.
 Final loss: the mean of the losses after the last 10 updates (quadratics: after the last), mean over
 fresh problems; intervals are 95 % bootstraps over problems.
 
-Each tuning that is done is kept in `runs/paper` and not done again: a panel that was interrupted,
-or whose weights are new, goes on from there.
+Each tuning that is done is kept in `results/paper/tunings` and not done again: a panel that was
+interrupted, or whose weights are new, goes on from there. Remove it to tune again.
 """
 
 import argparse
@@ -35,9 +35,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import _report
 
 RESULTS = _report.RESULTS / "paper"
+TUNINGS = RESULTS / "tunings"
 FOUR = ("SGD", "RMSprop", "Adam", "NAG")
 DECAYS = (0.8, 0.9, 0.95, 0.99)
-KEPT = pathlib.Path("runs") / "paper"
 KEY = jax.random.key(1_000_000)
 # Baselines are tuned on other problems than they are compared on.
 TUNING_KEY = jax.random.fold_in(KEY, 2**32 - 1)
@@ -71,7 +71,7 @@ def tune(name: str, panel: Panel, task: Task) -> tuple[dict[str, evaluate.Tuning
     tunings, total = {}, 0.0
     for baseline, tunable in tqdm(baselines(panel).items(), desc="tuning", unit="optimizer"):
         tunings[baseline], seconds = _report.kept_tuning(
-            KEPT / name / f"{baseline}.json",
+            TUNINGS / name / f"{baseline}.json",
             tunable,
             task,
             key=TUNING_KEY,
