@@ -63,6 +63,8 @@ def draw(cells: list[dict[str, Any]], path: pathlib.Path) -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xticks(WIDTHS, [str(width) for width in WIDTHS])
+    losses = (0.2, 0.3, 0.5, 1.0)
+    ax.set_yticks(losses, [str(loss) for loss in losses])
     ax.minorticks_off()
     ax.set_xlabel("sigmoid units a layer")
     ax.set_ylabel("final loss after 100 steps")
