@@ -72,6 +72,7 @@ class Recipe:
         trained_on: one line for the card.
         limits: one line for the card.
         start: `start(folder, key) -> φ`, where the first part begins; None: drawn by `opt.init`.
+        finish: `finish(φ, key) -> φ`, what becomes of the φ of the last part; None: nothing.
     """
 
     opt: LearnedOptimizer
@@ -81,6 +82,7 @@ class Recipe:
     trained_on: str
     limits: str
     start: Callable[[pathlib.Path, jax.Array], Phi] | None = None
+    finish: Callable[[Phi, jax.Array], Phi] | None = None
 
 
 def whole_episodes(horizon: int = 100, power: float = 2.0) -> meta.EstimatorFactory:
@@ -170,6 +172,39 @@ def lstm_mnist(data_dir: str | None) -> Recipe:
     )
 
 
+def _longer(phi: Phi, factor: jax.typing.ArrayLike) -> Phi:
+    """φ of an LSTM whose small steps are `factor` times as long."""
+    last = ("output_kernel", "output_bias")
+    return {part: factor * value if part in last else value for part, value in phi.items()}
+
+
+def _best_length(
+    opt: LearnedOptimizer,
+    families: list[Task],
+    windows: tuple[int, ...],
+    phi: Phi,
+    key: jax.Array,
+) -> Phi:
+    """φ with steps of the length, out of six, that ends lowest: the mean logarithm over tasks.
+
+    Losses below .01 count as .01: where they fall to zero their logarithms are the noise of the
+    last steps, and outweigh all other tasks.
+    """
+    lengths = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4)
+    scores = np.zeros(len(lengths))
+    for horizon, problems in ((400, 16), (1000, 8)):
+        for task, window in zip(families, windows, strict=True):
+            final = jax.jit(
+                meta.validation(
+                    opt, task, key=key, horizon=horizon, problems=problems, window=window
+                )
+            )
+            losses = [float(final(_longer(phi, length))) for length in lengths]
+            scores += np.log(np.maximum(losses, 0.01)) / (2 * len(families))
+    print({length: round(score, 4) for length, score in zip(lengths, scores, strict=True)})
+    return _longer(phi, lengths[int(np.argmin(scores))])
+
+
 def _pooled(data: tasks.Dataset, factor: int = 2) -> tasks.Dataset:
     """Images of a lower resolution, by averaging."""
 
@@ -241,6 +276,7 @@ def general(data_dir: str | None) -> Recipe:
         _lower_halves(24, "tanh", 64),
         _lower_halves(16, "relu", 256),
     ]
+    second_windows = (*windows, 10, 10, 10)
 
     def scaled(families: list[Task]) -> list[Task]:
         # The quadratics' loss is squared as it is scaled, and far above one: less is enough.
@@ -249,15 +285,22 @@ def general(data_dir: str | None) -> Recipe:
             for task in families
         ]
 
-    def estimator(weights: list[float], horizons: tuple[int, ...]) -> meta.EstimatorFactory:
+    def estimator(
+        weights: list[float], horizons: tuple[int, ...], second_derivatives: bool = False
+    ) -> meta.EstimatorFactory:
         segments = meta.truncated(
             horizon=horizons,
             truncation=100,
             step_weights=lambda horizon: meta.polynomial_weights(horizon) / 100,
             meta_loss="log",
+            second_derivatives=second_derivatives,
         )
         return meta.mixture(segments, weights=weights, normalize="gradient")
 
+    def validate_second(key: jax.Array) -> Callable[[Phi], Any]:
+        return meta.validation(opt, second, key=key, horizon=400, problems=4, window=second_windows)
+
+    varied = ([1, 1, 1, 1, 1, 1, 1, 1.5, 1.5, 1.5], (100, 200, 400, 1000))
     return Recipe(
         opt=opt,
         task=scaled(first),
@@ -267,12 +310,19 @@ def general(data_dir: str | None) -> Recipe:
             Part(
                 1200,
                 1e-3,
-                estimator([1, 1, 1, 1, 1, 1, 1, 1.5, 1.5, 1.5], (100, 200, 400, 1000)),
+                estimator(*varied),
                 batch=2,
                 task=scaled(second),
-                validate=lambda key: meta.validation(
-                    opt, second, key=key, horizon=400, problems=4, window=(*windows, 10, 10, 10)
-                ),
+                validate=validate_second,
+            ),
+            # What gradients leave out until here, that a step changes the gradients after it.
+            Part(
+                300,
+                1e-3,
+                estimator(*varied, second_derivatives=True),
+                batch=4,
+                task=scaled(second),
+                validate=validate_second,
             ),
         ],
         validate=lambda key: meta.validation(
@@ -282,6 +332,7 @@ def general(data_dir: str | None) -> Recipe:
         "14x14, quadratics; random scales of params and losses; 100 to 1000 steps",
         limits="trained on networks of some thousand params and at most 1000 steps; loses to tuned "
         "Adam where losses fall to zero (regression without noise) and on transformers",
+        finish=lambda phi, key: _best_length(opt, second, second_windows, phi, key),
     )
 
 
@@ -297,13 +348,9 @@ def _cifar(name: str, data_dir: str | None, trained_on: str) -> Recipe:
     member, phi, _ = learned.restore("robust-mnist")
     opt = learned.partition({"conv": member, "fc": member}, {"Conv_*": "conv", "*": "fc"})
     task = tasks.load(name, data_dir).train
-    last = ("output_kernel", "output_bias")
 
     def scaled(**scales: jax.typing.ArrayLike) -> Phi:
-        return {
-            group: {part: scale * value if part in last else value for part, value in phi.items()}
-            for group, scale in scales.items()
-        }
+        return {group: _longer(phi, scale) for group, scale in scales.items()}
 
     def start(folder: pathlib.Path, key: jax.Array) -> Phi:
         found = hyper.search(
@@ -345,7 +392,7 @@ def lstm_cifar2_sub(data_dir: str | None) -> Recipe:
 
 def lstm_art(data_dir: str | None) -> Recipe:
     del data_dir
-    opt, phi, _ = learned.restore("general")
+    opt = learned.adaptive_lstm((20,), b1=(0.9, 0.99))
     task = tasks.load("art").train
     # The loss is a mean over pixels: on an image twice as large its slopes are a quarter.
     scaled = tasks.augment(task, loss=2.0)
@@ -367,10 +414,11 @@ def lstm_art(data_dir: str | None) -> Recipe:
             ),
         ],
         validate=lambda key: meta.validation(opt, task, key=key, horizon=128, problems=8, window=1),
-        trained_on="as general, then neural art of 64x64 pixels in one style, random scales of its "
-        "loss; 128 steps",
+        trained_on="as general in its first two parts, then neural art of 64x64 pixels in one "
+        "style, random scales of its loss; 128 steps",
         limits="images and losses of this kind",
-        start=lambda folder, key: phi,
+        # `weights.py general` leaves it there.
+        start=lambda folder, key: learned.restore(folder.parent / "general" / "part-2")[1],
     )
 
 
@@ -407,6 +455,8 @@ def meta_train(recipe: Recipe, folder: pathlib.Path, seed: int, command: str) ->
         if (opt.spec, card["meta_steps"]) != (recipe.opt.spec, steps):
             raise ValueError(f"{run.folder} was made by another recipe; remove it")
         phi = found if phi is None else optax.incremental_update(found, phi, part.share)
+    if recipe.finish is not None:
+        phi = recipe.finish(phi, jax.random.key(seed + 999))
     card = {**card, **described, "scores": {"validation": float(jax.jit(validate)(phi))}}
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         learned.save(temporary, recipe.opt, phi, card)
