@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from l2ljax import learned, meta, tasks
-from l2ljax.core import Task, closure
+from l2ljax.core import LearnedOptimizer, Task, closure
 
 # The scripts import each other by name, as they do when they are run.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "paper"))
@@ -212,7 +212,7 @@ def descend(rate, updates, state, params=None):
 
 
 def test_a_row_has_the_ratio_of_means_and_counts_what_is_not_learned(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(general, "TUNINGS", tmp_path)
 
     def row(rate):
         # The rate is a leaf: one program serves all.
@@ -220,7 +220,7 @@ def test_a_row_has_the_ratio_of_means_and_counts_what_is_not_learned(tmp_path, m
         return general.measure(tx, "parabola", SMALL["parabola"], None)
 
     falling = row(np.float32(0.25))
-    tuned = tmp_path / "runs" / "held-out" / "adam" / "parabola.json"
+    tuned = tmp_path / "parabola.json"
     kept = json.loads(tuned.read_text())
     assert kept["points"]["learning_rate"][np.argmin(kept["scores"])] == falling["rate"]
     # Adam is tuned once, whatever it is compared with.
@@ -240,6 +240,20 @@ def test_a_row_has_the_ratio_of_means_and_counts_what_is_not_learned(tmp_path, m
     with pytest.raises(ValueError, match=r"parabola\.json was tuned with .* remove it"):
         general.measure(optax.sgd(0.1), "parabola", longer, None)
     assert "diverged on 2 of 2" in general.line("parabola", nothing)
+
+
+@pytest.mark.parametrize(("rate", "length"), [(0.4, 1.0), (1.05, 0.85), (1.3, 0.7)])
+def test_the_best_length_of_steps_is_the_longest_that_learns(rate, length):
+    def bind(phi):
+        return optax.GradientTransformation(
+            closure(lambda p: ()), closure(descend, phi["output_kernel"])
+        )
+
+    opt = LearnedOptimizer(closure(lambda key: {}), closure(bind))
+    phi = {"output_kernel": jnp.float32(rate), "other": jnp.float32(2.0)}
+    found = weights._best_length(opt, [PARABOLA], (1,), phi, jax.random.key(0))
+    np.testing.assert_allclose(found["output_kernel"], length * rate, rtol=1e-6)
+    assert found["other"] == 2
 
 
 def test_a_run_keeps_what_is_done_and_writes_the_table_when_all_is(tmp_path, monkeypatch, capsys):

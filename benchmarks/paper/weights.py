@@ -200,6 +200,7 @@ def _best_length(
                 )
             )
             losses = [float(final(_longer(phi, length))) for length in lengths]
+            losses = np.nan_to_num(losses, nan=np.inf, posinf=np.inf)
             scores += np.log(np.maximum(losses, 0.01)) / (2 * len(families))
     print({length: round(score, 4) for length, score in zip(lengths, scores, strict=True)})
     return _longer(phi, lengths[int(np.argmin(scores))])
