@@ -17,8 +17,8 @@ from l2ljax.core import LearnedOptimizer, Task, closure
 
 # The scripts import each other by name, as they do when they are run.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "paper"))
-general, held_out, panels, paper, weights = map(
-    importlib.import_module, ["general", "held_out", "panels", "run", "weights"]
+general, held_out, panels, paper, recipes, weights = map(
+    importlib.import_module, ["general", "held_out", "panels", "run", "recipes", "weights"]
 )
 
 
@@ -251,7 +251,7 @@ def test_the_best_length_of_steps_is_the_longest_that_learns(rate, length):
 
     opt = LearnedOptimizer(closure(lambda key: {}), closure(bind))
     phi = {"output_kernel": jnp.float32(rate), "other": jnp.float32(2.0)}
-    found = weights._best_length(opt, [PARABOLA], (1,), phi, jax.random.key(0))
+    found = recipes._best_length(opt, [PARABOLA], (1,), phi, jax.random.key(0))
     np.testing.assert_allclose(found["output_kernel"], length * rate, rtol=1e-6)
     assert found["other"] == 2
 
@@ -318,10 +318,10 @@ def test_a_recipe_leaves_weights_and_a_card_and_goes_on_from_what_is_done(steps,
         begun.append(opt.init(key))
         return begun[-1]
 
-    recipe = weights.Recipe(
+    recipe = recipes.Recipe(
         opt=opt,
         task=task,
-        parts=[weights.Part(count, 1e-3, estimator) for count in steps],
+        parts=[recipes.Part(count, 1e-3, estimator) for count in steps],
         validate=lambda key: meta.validation(opt, task, key=key, horizon=2, problems=2, window=1),
         trained_on="two coordinates",
         limits="all",
