@@ -147,7 +147,6 @@ def train(
     | late in a run, where losses are small | `truncated(meta_loss="log")`, `step_weights=` |
     | to beat a plain method, or to start at all | `imitation(teacher)` in a `weighted` sum |
     | on other architectures | several tasks, see `mixture` |
-    | because its steps are too long | `truncated(second_derivatives=True)` |
     | on some of those tasks: one rules the gradient | `mixture(normalize="gradient")` |
     | on fresh problems, after too many meta-steps | `validate=validation(...)` |
 

@@ -47,8 +47,8 @@ def truncated(
             meta-loss infinite or NaN, and `meta.train` skips the step and marks it.
         second_derivatives: whether ∂∇/∂φ is kept. Default off, as in the paper (section 2.1):
             a second derivative of the loss is not computed, but the meta-gradient does not see
-            that a step changes the gradients after it, and may ask for steps that are too long. The
-            exact one is noisier: take more problems. A `LearnedTask` needs it.
+            that a step changes the gradients after it, and may ask for steps that are too long. A
+            `LearnedTask` needs it.
 
     Returns:
         A factory `(opt, task, batch=1) -> Estimator`. Its `aux` holds `losses`, f32[truncation]:
