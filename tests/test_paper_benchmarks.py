@@ -250,9 +250,10 @@ def test_the_best_length_of_steps_is_the_longest_that_learns(rate, length):
         )
 
     opt = LearnedOptimizer(closure(lambda key: {}), closure(bind))
-    phi = {"output_kernel": jnp.float32(rate), "other": jnp.float32(2.0)}
+    phi = {"output_kernel": jnp.float32(rate), "output_bias": 1.0, "other": jnp.float32(2.0)}
     found = recipes._best_length(opt, [PARABOLA], (1,), phi, jax.random.key(0))
     np.testing.assert_allclose(found["output_kernel"], length * rate, rtol=1e-6)
+    np.testing.assert_allclose(found["output_bias"], length, rtol=1e-6)
     assert found["other"] == 2
 
 
@@ -336,3 +337,10 @@ def test_a_recipe_leaves_weights_and_a_card_and_goes_on_from_what_is_done(steps,
     assert any(jax.tree.leaves(moved)) == bool(steps)
     weights.meta_train(recipe, tmp_path, seed=0, command="python this")
     jax.tree.map(np.testing.assert_array_equal, learned.restore(tmp_path)[1], phi)
+    # What a recipe ends with is done to the φ of its last part.
+    doubling = dataclasses.replace(
+        recipe, finish=lambda phi, key: jax.tree.map(lambda x: 2 * x, phi)
+    )
+    weights.meta_train(doubling, tmp_path, seed=0, command="python this")
+    doubled = learned.restore(tmp_path)[1]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), doubled, phi)

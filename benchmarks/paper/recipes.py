@@ -158,8 +158,7 @@ def lstm_mnist(data_dir: str | None) -> Recipe:
 
 def _longer(phi: Phi, factor: jax.typing.ArrayLike) -> Phi:
     """φ of an LSTM whose small steps are `factor` times as long."""
-    last = ("output_kernel", "output_bias")
-    return {part: factor * value if part in last else value for part, value in phi.items()}
+    return {**phi, **{part: factor * phi[part] for part in ("output_kernel", "output_bias")}}
 
 
 def _best_length(
@@ -300,7 +299,7 @@ def general(data_dir: str | None) -> Recipe:
                 task=scaled(second),
                 validate=validate_second,
             ),
-            # What gradients leave out until here, that a step changes the gradients after it.
+            # Until here the meta-gradient leaves out that a step changes the gradients after it.
             Part(
                 300,
                 1e-3,
@@ -402,7 +401,7 @@ def lstm_art(data_dir: str | None) -> Recipe:
         trained_on="as general in its first two parts, then neural art of 64x64 pixels in one "
         "style, random scales of its loss; 128 steps",
         limits="images and losses of this kind",
-        # `weights.py general` leaves it there.
+        # Not what ships as general, which has a third part: `weights.py general` leaves it there.
         start=lambda folder, key: learned.restore(folder.parent / "general" / "part-2")[1],
     )
 
