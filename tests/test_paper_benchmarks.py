@@ -251,7 +251,15 @@ def test_the_best_length_of_steps_is_the_longest_that_learns(rate, length):
 
     opt = LearnedOptimizer(closure(lambda key: {}), closure(bind))
     phi = {"output_kernel": jnp.float32(rate), "output_bias": 1.0, "other": jnp.float32(2.0)}
-    found = recipes._best_length(opt, [PARABOLA], (1,), phi, jax.random.key(0))
+    found = recipes._best_length(
+        opt,
+        [PARABOLA],
+        phi,
+        jax.random.key(0),
+        lengths=(1.0, 0.85, 0.7, 0.6),
+        runs=((40, 2), (100, 1)),
+        windows=(1,),
+    )
     np.testing.assert_allclose(found["output_kernel"], length * rate, rtol=1e-6)
     np.testing.assert_allclose(found["output_bias"], length, rtol=1e-6)
     assert found["other"] == 2

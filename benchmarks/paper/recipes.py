@@ -69,10 +69,16 @@ class Recipe:
     finish: Callable[[Phi, jax.Array], Phi] | None = None
 
 
-def whole_episodes(horizon: int = 100, power: float = 2.0) -> meta.EstimatorFactory:
+def whole_episodes(
+    horizon: int = 100, power: float = 2.0, second_derivatives: bool = False
+) -> meta.EstimatorFactory:
     """Backpropagation through whole episodes, late losses weighted most."""
-    weights = meta.polynomial_weights(horizon, power) / horizon
-    return meta.truncated(horizon=horizon, truncation=horizon, step_weights=weights)
+    return meta.truncated(
+        horizon=horizon,
+        truncation=horizon,
+        step_weights=meta.polynomial_weights(horizon, power) / horizon,
+        second_derivatives=second_derivatives,
+    )
 
 
 def robust_mnist(data_dir: str | None) -> Recipe:
@@ -84,8 +90,13 @@ def robust_mnist(data_dir: str | None) -> Recipe:
     second = tasks.augment(base, coordinate=1.0, leaf=1.5, loss=1.0)
     third = tasks.augment(base, coordinate=1.0, leaf=1.0, params=1.5)
     # Late training, for runs much longer than any episode.
-    late = tasks.warm_start(base, classic.nesterov(1.0), steps=1800)
-    late = tasks.augment(late, coordinate=1.0, leaf=1.0, params=1.5)
+    advanced = tasks.warm_start(base, classic.nesterov(1.0), steps=1800)
+    late = tasks.augment(advanced, coordinate=1.0, leaf=1.0, params=1.5)
+
+    def validate_late(key: jax.Array) -> Callable[[Phi], Any]:
+        return meta.validation(
+            opt, [base, third, late], key=key, horizon=(100, 100, 200), problems=8
+        )
 
     def robust(steps: int, rate: float, scaled: Task) -> Part:
         return Part(
@@ -110,18 +121,37 @@ def robust_mnist(data_dir: str | None) -> Recipe:
                     [whole_episodes(), whole_episodes(200)], weights=[2, 1], normalize="gradient"
                 ),
                 task=[third, late],
-                validate=lambda key: meta.validation(
-                    opt, [base, third, late], key=key, horizon=(100, 100, 200), problems=8
-                ),
+                validate=validate_late,
                 # All of it ends at .111 after 2,000 steps and at .293 after 100 (4 and 16 problems
                 # of the training half); none of it at .140 and .284; half of it at .113 and .286.
                 share=0.5,
             ),
+            # Until here the meta-gradient leaves out that a step changes the gradients after it.
+            Part(
+                150,
+                1e-3,
+                meta.mixture(
+                    whole_episodes(second_derivatives=True), weights=[2, 1], normalize="gradient"
+                ),
+                batch=4,
+                task=[third, late],
+                validate=validate_late,
+            ),
         ],
         validate=lambda key: meta.validation(opt, base, key=key, problems=16),
         trained_on="MNIST, 784-20-10 sigmoid MLP, random scales of its params; 100 steps, and 200 "
-        "from where Nesterov's method had come to after up to 1,800",
+        "from where Nesterov's method had come to after up to 1,800; then the length of its steps, "
+        "by search on such problems",
         limits="one data set and one architecture were seen",
+        # Problems as they are: with params of random scales, shorter is always better.
+        finish=lambda phi, key: _best_length(
+            opt,
+            [base, advanced],
+            phi,
+            key,
+            lengths=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5),
+            runs=((100, 16), (200, 8)),
+        ),
     )
 
 
@@ -164,19 +194,30 @@ def _longer(phi: Phi, factor: jax.typing.ArrayLike) -> Phi:
 def _best_length(
     opt: LearnedOptimizer,
     families: list[Task],
-    windows: tuple[int, ...],
     phi: Phi,
     key: jax.Array,
+    *,
+    lengths: tuple[float, ...],
+    runs: tuple[tuple[int, int], ...],
+    windows: tuple[int, ...] | None = None,
 ) -> Phi:
-    """φ with steps of the length, out of six, that ends lowest: the mean logarithm over tasks.
+    """φ with steps of the length that ends lowest: the mean logarithm over tasks and runs.
 
     Losses below .01 count as .01: where they fall to zero their logarithms are the noise of the
     last steps, and outweigh all other tasks.
+
+    Args:
+        opt: the learned optimizer.
+        families: the tasks.
+        phi: φ with steps of length 1.
+        key: of the problems.
+        lengths: to choose from.
+        runs: pairs of a horizon and a number of problems.
+        windows: last losses that are averaged, of each task; default: 10.
     """
-    lengths = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4)
     scores = np.zeros(len(lengths))
-    for horizon, problems in ((400, 16), (1000, 8)):
-        for task, window in zip(families, windows, strict=True):
+    for horizon, problems in runs:
+        for task, window in zip(families, windows or (10,) * len(families), strict=True):
             final = jax.jit(
                 meta.validation(
                     opt, task, key=key, horizon=horizon, problems=problems, window=window
@@ -184,7 +225,7 @@ def _best_length(
             )
             losses = [float(final(_longer(phi, length))) for length in lengths]
             losses = np.nan_to_num(losses, nan=np.inf, posinf=np.inf)
-            scores += np.log(np.maximum(losses, 0.01)) / (2 * len(families))
+            scores += np.log(np.maximum(losses, 0.01)) / (len(runs) * len(families))
     print({length: round(float(score), 4) for length, score in zip(lengths, scores, strict=True)})
     return _longer(phi, lengths[int(np.argmin(scores))])
 
@@ -316,27 +357,39 @@ def general(data_dir: str | None) -> Recipe:
         "14x14, quadratics; random scales of params and losses; 100 to 1000 steps",
         limits="trained on networks of some thousand params and at most 1000 steps; loses to tuned "
         "Adam where losses fall to zero (factorization without noise, long runs) and on text",
-        finish=lambda phi, key: _best_length(opt, second, second_windows, phi, key),
+        finish=lambda phi, key: _best_length(
+            opt,
+            second,
+            phi,
+            key,
+            lengths=(1.0, 0.85, 0.7, 0.6, 0.5, 0.4),
+            runs=((400, 16), (1000, 8)),
+            windows=second_windows,
+        ),
     )
 
 
 def _cifar(name: str, data_dir: str | None, trained_on: str) -> Recipe:
     """Two LSTMs, one for kernels of convolutions and one for all other params.
 
-    Both are robust-mnist's, but for the length of their steps. Meta-training by `whole_episodes`
-    from there, at rates of 1e-3 and 2e-4, did not make them better: final losses on 4 problems of
-    CIFAR-10's training half were 1.39 after 10 meta-steps and 1.39 to 1.42 after 30 to 50. Its
-    gradient leaves out that a step changes the gradients after it, and what helps most, shorter
-    steps, it does not find.
+    Both are robust-mnist's before its exact meta-gradients, but for the length of their steps.
+    Meta-training by `whole_episodes` from there, at rates of 1e-3 and 2e-4, did not make them
+    better: final losses on 4 problems of CIFAR-10's training half were 1.39 after 10 meta-steps and
+    1.39 to 1.42 after 30 to 50. Its gradient leaves out that a step changes the gradients after it,
+    and what helps most, shorter steps, it does not find.
     """
-    member, phi, _ = learned.restore("robust-mnist")
+    member = learned.adaptive_lstm(b1=(0.9, 0.99))
     opt = learned.partition({"conv": member, "fc": member}, {"Conv_*": "conv", "*": "fc"})
     task = tasks.load(name, data_dir).train
 
-    def scaled(**scales: jax.typing.ArrayLike) -> Phi:
-        return {group: _longer(phi, scale) for group, scale in scales.items()}
-
     def start(folder: pathlib.Path, key: jax.Array) -> Phi:
+        # Not what ships as robust-mnist, which has a fifth part: `weights.py robust-mnist` leaves
+        # this there.
+        _, phi, _ = learned.restore(folder.parent / "robust-mnist" / "part-4")
+
+        def scaled(**scales: jax.typing.ArrayLike) -> Phi:
+            return {group: _longer(phi, scale) for group, scale in scales.items()}
+
         found = hyper.search(
             hyper.objective(lambda **scales: opt.bind(scaled(**scales)), task, problems=4),
             {group: hyper.log_uniform(0.1, 1.0) for group in ("conv", "fc")},
@@ -355,8 +408,8 @@ def _cifar(name: str, data_dir: str | None, trained_on: str) -> Recipe:
         task=task,
         parts=[],
         validate=lambda key: meta.validation(opt, task, key=key, problems=4),
-        trained_on=f"as robust-mnist, then the length of its steps, by search, on {trained_on}: "
-        "convolutional network with batch normalization, 100 steps",
+        trained_on="as robust-mnist in its first four parts, then the length of its steps, by "
+        f"search, on {trained_on}: convolutional network with batch normalization, 100 steps",
         limits="params of convolutions must be named Conv_*; one architecture was seen",
         start=start,
     )
@@ -380,6 +433,21 @@ def lstm_art(data_dir: str | None) -> Recipe:
     task = tasks.load("art").train
     # The loss is a mean over pixels: on an image twice as large its slopes are a quarter.
     scaled = tasks.augment(task, loss=2.0)
+    wider = tasks.augment(task, loss=4.0)
+
+    def validate(scaled: Task) -> Callable[[jax.Array], Callable[[Phi], Any]]:
+        return lambda key: meta.validation(
+            opt, [task, scaled], key=key, horizon=128, problems=4, window=1
+        )
+
+    # Of whole episodes they explode.
+    exact = meta.truncated(
+        horizon=128,
+        truncation=32,
+        step_weights=jnp.full(128, 1 / 32),
+        meta_loss="log",
+        second_derivatives=True,
+    )
     return Recipe(
         opt=opt,
         task=task,
@@ -392,17 +460,33 @@ def lstm_art(data_dir: str | None) -> Recipe:
                 1e-3,
                 whole_episodes(128),
                 task=scaled,
-                validate=lambda key: meta.validation(
-                    opt, [task, scaled], key=key, horizon=128, problems=4, window=1
-                ),
+                validate=validate(scaled),
+            ),
+            # Until here the meta-gradient leaves out that a step changes the gradients after it.
+            Part(
+                600,
+                5e-4,
+                meta.mixture(exact, normalize="gradient"),
+                batch=2,
+                task=[task, wider],
+                validate=validate(wider),
             ),
         ],
         validate=lambda key: meta.validation(opt, task, key=key, horizon=128, problems=8, window=1),
         trained_on="as general in its first two parts, then neural art of 64x64 pixels in one "
         "style, random scales of its loss; 128 steps",
         limits="images and losses of this kind",
-        # Not what ships as general, which has a third part: `weights.py general` leaves it there.
+        # Not what ships as general, which has a third part: `weights.py general` leaves this there.
         start=lambda folder, key: learned.restore(folder.parent / "general" / "part-2")[1],
+        finish=lambda phi, key: _best_length(
+            opt,
+            [task, wider],
+            phi,
+            key,
+            lengths=(0.8, 1.0, 1.2, 1.4, 1.7, 2.0, 2.5),
+            runs=((128, 8),),
+            windows=(1, 1),
+        ),
     )
 
 

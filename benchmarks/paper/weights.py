@@ -45,10 +45,9 @@ def meta_train(recipe: Recipe, folder: pathlib.Path, seed: int, command: str) ->
         if not run.has("card.json"):
             card = {**described, "seed": seed, "meta_steps": steps, "command": command}
             train_part(recipe, part, run, phi, run_key, validate, card)
-        opt, found, card = learned.restore(run.folder)
+        opt, phi, card = learned.restore(run.folder)
         if (opt.spec, card["meta_steps"]) != (recipe.opt.spec, steps):
             raise ValueError(f"{run.folder} was made by another recipe; remove it")
-        phi = found if phi is None else optax.incremental_update(found, phi, part.share)
     if recipe.finish is not None:
         phi = recipe.finish(phi, jax.random.key(seed + 999))
     card = {**card, **described, "scores": {"validation": float(jax.jit(validate)(phi))}}
@@ -93,13 +92,16 @@ def train_part(
         progress=True,
     )
     saver.save()
+    found = result.phi
+    if phi is not None:
+        found = optax.incremental_update(found, phi, part.share)
     card = {
         **card,
-        "scores": {"validation": float(saver.history()["validation"].min())},
+        "scores": {"validation": float(jax.jit(validate)(found))},
         "seconds": None if state is not None else time.perf_counter() - start,
         "circumstances": _report.circumstances(),
     }
-    learned.save(run.folder, recipe.opt, result.phi, card)
+    learned.save(run.folder, recipe.opt, found, card)
     run.clear_checkpoints()
 
 
