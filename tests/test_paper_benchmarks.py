@@ -316,26 +316,31 @@ def test_a_run_keeps_what_is_done_and_writes_the_table_when_all_is(tmp_path, mon
     assert (tmp_path / "results" / "paper" / "general.png").exists()
 
 
-@pytest.mark.parametrize("steps", [[], [2, 1]])
-def test_a_recipe_leaves_weights_and_a_card_and_goes_on_from_what_is_done(steps, tmp_path):
+def small_recipe(start, parts):
+    """Of two coordinates; `parts`: pairs of meta-steps and a share."""
     opt, task = learned.lstm((2,)), tasks.quadratic(2)
     estimator = meta.truncated(horizon=2, truncation=2)
-    begun = []
-
-    def start(folder, key):
-        assert folder == tmp_path
-        begun.append(opt.init(key))
-        return begun[-1]
-
-    recipe = recipes.Recipe(
+    return recipes.Recipe(
         opt=opt,
         task=task,
-        parts=[recipes.Part(count, 1e-3, estimator) for count in steps],
+        parts=[recipes.Part(count, 1e-3, estimator, share=share) for count, share in parts],
         validate=lambda key: meta.validation(opt, task, key=key, horizon=2, problems=2, window=1),
         trained_on="two coordinates",
         limits="all",
         start=start,
     )
+
+
+@pytest.mark.parametrize("steps", [[], [2, 1]])
+def test_a_recipe_leaves_weights_and_a_card_and_goes_on_from_what_is_done(steps, tmp_path):
+    begun = []
+
+    def start(folder, key):
+        assert folder == tmp_path
+        begun.append(learned.lstm((2,)).init(key))
+        return begun[-1]
+
+    recipe = small_recipe(start, [(count, 1.0) for count in steps])
     weights.meta_train(recipe, tmp_path, seed=0, command="python this")
     _, phi, card = learned.restore(tmp_path)
     assert card["meta_steps"] == steps
@@ -352,3 +357,20 @@ def test_a_recipe_leaves_weights_and_a_card_and_goes_on_from_what_is_done(steps,
     weights.meta_train(doubling, tmp_path, seed=0, command="python this")
     doubled = learned.restore(tmp_path)[1]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), doubled, phi)
+
+
+def test_a_part_leaves_a_share_of_what_it_finds(tmp_path):
+    first = learned.lstm((2,)).init(jax.random.key(7))
+    left = {}
+    for share in (1.0, 0.25):
+        recipe = small_recipe(lambda folder, key: first, [(2, share)])
+        weights.meta_train(recipe, tmp_path / str(share), seed=0, command="python this")
+        # The part's own folder has it already, for recipes that begin there.
+        left[share] = learned.restore(tmp_path / str(share) / "part-1")[1]
+    jax.tree.map(
+        lambda whole, part, old: np.testing.assert_allclose(part, old + (whole - old) / 4, 1e-6),
+        left[1.0],
+        left[0.25],
+        first,
+    )
+    assert np.any(left[1.0]["output_kernel"] != first["output_kernel"])
