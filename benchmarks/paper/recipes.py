@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from training_tasks import digits_by_rows, lower_halves, pooled
 
-from l2ljax import classic, hyper, learned, meta, networks, tasks
+from l2ljax import classic, hyper, learned, meta, tasks
 from l2ljax.core import LearnedOptimizer, Phi, Task
 
 
@@ -230,61 +231,11 @@ def _best_length(
     return _longer(phi, lengths[int(np.argmin(scores))])
 
 
-def _pooled(data: tasks.Dataset, factor: int = 2) -> tasks.Dataset:
-    """Images of a lower resolution, by averaging."""
-
-    def pool(split: tasks.Split) -> tasks.Split:
-        count, height, width, channels = split.inputs.shape
-        blocks = (count, height // factor, factor, width // factor, factor, channels)
-        images = np.asarray(split.inputs, np.float32).reshape(blocks).mean((2, 4)) / split.maximum
-        return tasks.Split(images, split.labels)
-
-    return tasks.Dataset(train=pool(data.train), name="pooled MNIST", classes=10)
-
-
-def _digits_by_rows(units: int = 16) -> Task:
-    """A plain recurrent network that reads a digit row by row."""
-
-    def init(key: jax.Array, images: jax.Array) -> Phi:
-        keys = jax.random.split(key, 3)
-        rows = images.shape[2]
-        return {
-            "input": jax.random.normal(keys[0], (rows, units)) / rows**0.5,
-            "recurrent": jax.random.normal(keys[1], (units, units)) / units**0.5,
-            "bias": jnp.zeros(units),
-            "output": jax.random.normal(keys[2], (units, 10)) / units**0.5,
-        }
-
-    def apply(params: Phi, images: jax.Array) -> jax.Array:
-        hidden = jnp.zeros((images.shape[0], units))
-        for row in range(images.shape[1]):
-            new = images[:, row, :, 0] @ params["input"] + hidden @ params["recurrent"]
-            hidden = jnp.tanh(new + params["bias"])
-        return hidden @ params["output"]
-
-    return tasks.supervised(init, apply, "cross_entropy", tasks.digits(), 32)
-
-
-def _lower_halves(units: int, activation: str, batch_size: int | None) -> Task:
-    """Regression: the lower half of a digit from its upper half."""
-    images, _ = tasks.digits().train.examples()
-    images = images.reshape(len(images), -1)
-    upper, lower = jnp.split(images, 2, axis=1)
-    network = {"hidden": (units,), "outputs": lower.shape[1], "activation": activation}
-    return tasks.supervised(
-        lambda key, inputs: networks.mlp_init(key, inputs, **network),
-        lambda params, inputs: networks.mlp_apply(params, inputs, **network),
-        "squared_error",
-        tasks.Dataset(train=tasks.Split(upper, lower), name="halves of digits"),
-        batch_size,
-    )
-
-
 def general(data_dir: str | None) -> Recipe:
     # One layer: more than twice as fast as two, for whoever uses it.
     opt = learned.adaptive_lstm((20,), b1=(0.9, 0.99))
     digits = tasks.digits()
-    images = _pooled(tasks.mnist(data_dir, validation=30_000))
+    images = pooled(tasks.mnist(data_dir, validation=30_000))
     first = [
         tasks.mlp_classifier(digits, (20,), "sigmoid", batch_size=64),
         tasks.mlp_classifier(digits, (32,), "relu", batch_size=32),
@@ -297,9 +248,9 @@ def general(data_dir: str | None) -> Recipe:
     windows = (10,) * 6 + (1,)
     second = [
         *first,
-        _digits_by_rows(),
-        _lower_halves(24, "tanh", 64),
-        _lower_halves(16, "relu", 256),
+        digits_by_rows(),
+        lower_halves(24, "tanh", 64),
+        lower_halves(16, "relu", 256),
     ]
     second_windows = (*windows, 10, 10, 10)
 
