@@ -70,14 +70,12 @@ class Recipe:
     finish: Callable[[Phi, jax.Array], Phi] | None = None
 
 
-def whole_episodes(
-    horizon: int = 100, power: float = 2.0, second_derivatives: bool = False
-) -> meta.EstimatorFactory:
+def whole_episodes(horizon: int = 100, second_derivatives: bool = False) -> meta.EstimatorFactory:
     """Backpropagation through whole episodes, late losses weighted most."""
     return meta.truncated(
         horizon=horizon,
         truncation=horizon,
-        step_weights=meta.polynomial_weights(horizon, power) / horizon,
+        step_weights=meta.polynomial_weights(horizon) / horizon,
         second_derivatives=second_derivatives,
     )
 
