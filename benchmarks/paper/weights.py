@@ -97,7 +97,6 @@ def train_part(
         found = optax.incremental_update(found, phi, part.share)
     card = {
         **card,
-        "scores": {"validation": float(jax.jit(validate)(found))},
         "seconds": None if state is not None else time.perf_counter() - start,
         "circumstances": _report.circumstances(),
     }
