@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2ljax import networks, tasks
-from l2ljax.core import Phi, Task
+from l2ljax.core import Params, Task
 
 
 def pooled(data: tasks.Dataset, factor: int = 2) -> tasks.Dataset:
@@ -23,7 +23,7 @@ def pooled(data: tasks.Dataset, factor: int = 2) -> tasks.Dataset:
 def digits_by_rows(units: int = 16) -> Task:
     """A plain recurrent network that reads a digit row by row."""
 
-    def init(key: jax.Array, images: jax.Array) -> Phi:
+    def init(key: jax.Array, images: jax.Array) -> Params:
         keys = jax.random.split(key, 3)
         rows = images.shape[2]
         return {
@@ -33,7 +33,7 @@ def digits_by_rows(units: int = 16) -> Task:
             "output": jax.random.normal(keys[2], (units, 10)) / units**0.5,
         }
 
-    def apply(params: Phi, images: jax.Array) -> jax.Array:
+    def apply(params: Params, images: jax.Array) -> jax.Array:
         hidden = jnp.zeros((images.shape[0], units))
         for row in range(images.shape[1]):
             new = images[:, row, :, 0] @ params["input"] + hidden @ params["recurrent"]
