@@ -6,8 +6,9 @@
 
 Quadratics: 128 functions of 10 coordinates; MNIST: one MLP 784-20-10 with 15,910 coordinates. The
 paper's LSTM (2x20), episodes of 100 steps, truncation 20, Adam on φ, through `meta.make_step` with
-all that a user gets. An inner step is counted once for the whole batch of problems. Apply: one
-update of 1,002,660 coordinates in 1, 4 and 400 leaves, with params and state donated.
+all that a user gets, ten or two episodes in one compiled scan, as `meta.train` has many meta-steps
+in one call. An inner step is counted once for the whole batch of problems. Apply: one update of
+1,002,660 coordinates in 1, 4 and 400 leaves, with params and state donated.
 
 Each problem runs in a process of its own, so that its peak memory is its own; others run in turns
 with ours: the first study, and torch (`_torch_training.py`). With `--devices` a mesh of so many
@@ -18,7 +19,8 @@ them in its environment: large buffers are then not brought in 4 KiB at a time.
 
 XLA counts the operations of a compiled step, its loops' bodies once: about those of one inner step
 with its backward pass. The peaks of the machine are measured beside: a product of matrices, and
-tanh of numbers in the cache. What is measured of meta-training goes to `throughput.json`, of
+tanh of numbers in the cache. From both follows a limit, as if a step were nothing but products and
+transcendentals, each at its peak. What is measured of meta-training goes to `throughput.json`, of
 applying to `apply.json`.
 """
 
@@ -86,22 +88,15 @@ def measure(
         estimator=l2l.meta.truncated(horizon=HORIZON, truncation=TRUNCATION),
     )
     step, state = make(mesh=mesh)
-    keys = iter(jax.random.split(jax.random.key(1), 2 + (repeats + 1) * episodes * 5))
-    start = time.perf_counter()
-    state, _ = jax.block_until_ready(step(state, next(keys)))
-    first = time.perf_counter() - start
-
-    def one_round(state: Any) -> Any:
-        for _ in range(episodes * HORIZON // TRUNCATION):
-            state, _ = step(state, next(keys))
-        return jax.block_until_ready(state)
-
-    state = one_round(state)
+    one_round = jax.jit(jax.lax.scan)
+    keys = jax.random.split(jax.random.key(1), (2 + repeats, episodes * HORIZON // TRUNCATION))
     seconds = []
-    for _ in range(repeats):
+    for some in keys:
         start = time.perf_counter()
-        state = one_round(state)
+        state, _ = jax.block_until_ready(one_round(step, state, some))
         seconds.append(time.perf_counter() - start)
+    # The first one compiles, the second one warms up.
+    first, _, *seconds = seconds
     steps = episodes * HORIZON
     median = float(np.median(seconds))
     return {
@@ -178,6 +173,13 @@ def peaks() -> dict[str, float]:
 
     elementwise = best(tanh_often, jnp.ones(2**16), 10)
     return {"flops_per_s": 2 * 2048**3 / square, "tanh_per_s": rounds * 2**16 / elementwise}
+
+
+def limit(row: dict[str, Any], peaks: dict[str, float]) -> dict[str, float]:
+    """Steps a second if the counted operations took all the time, and the part of it reached."""
+    seconds = row["flops"] / peaks["flops_per_s"]
+    seconds += row["transcendentals"] / peaks["tanh_per_s"]
+    return {"steps_per_s": 1 / seconds, "reached": row["steps_per_s"] * seconds}
 
 
 def in_own_process(command: list[str], environment: Mapping[str, str] = {}) -> dict[str, Any]:
@@ -259,6 +261,9 @@ def main() -> None:
         print(json.dumps(row, indent=2), flush=True)
     limits = in_own_process([sys.executable, __file__, "--one", "peaks"])
     print(json.dumps(limits))
+    for row in rows:
+        row["limit"] = limit(row, limits)
+        print(row["problem"], json.dumps(row["limit"]))
     if not quick:
         command = f"python benchmarks/throughput.py --devices {arguments.devices}"
         command += f" --turns {arguments.turns}"

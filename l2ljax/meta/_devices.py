@@ -94,6 +94,9 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
         return known[id(leaf)]
 
     def moved(leaf: Any, sharding: NamedSharding) -> Any:
+        if isinstance(leaf, jax.core.Tracer):
+            # The program around has placed it.
+            return leaf
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == present and len(present) > 1:
             return leaf
         if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):

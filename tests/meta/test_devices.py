@@ -91,11 +91,15 @@ def test_a_run_on_a_mesh_goes_on_from_its_state():
 
 def test_a_step_of_ones_own_loop_takes_a_mesh():
     options = {"key": KEY, "batch": BATCH, "estimator": ESTIMATORS["truncated"]}
+    keys = jax.random.split(jax.random.key(1), 3)
     losses = []
     for mesh in (None, mesh_of(8)):
         step, state = meta.make_step(OPT, TASKS[0], mesh=mesh, **options)
-        state, metrics = step(state, jax.random.key(1))
-        losses.append(metrics["loss"])
+        _, metrics = step(state, keys[0])
+        # And inside a program of one's own.
+        _, many = jax.jit(jax.lax.scan)(step, state, keys)
+        np.testing.assert_allclose(many["loss"][0], metrics["loss"], rtol=1e-5)
+        losses.append(many["loss"])
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
