@@ -17,8 +17,9 @@ from l2ljax.core import LearnedOptimizer, Task, closure
 
 # The scripts import each other by name, as they do when they are run.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "paper"))
-general, held_out, panels, paper, recipes, weights = map(
-    importlib.import_module, ["general", "held_out", "panels", "run", "recipes", "weights"]
+general, held_out, panels, paper, lengths, parts, weights = map(
+    importlib.import_module,
+    ["general", "held_out", "panels", "run", "recipes.lengths", "recipes.parts", "weights"],
 )
 
 
@@ -251,12 +252,12 @@ def test_the_best_length_of_steps_is_the_longest_that_learns(rate, length):
 
     opt = LearnedOptimizer(closure(lambda key: {}), closure(bind))
     phi = {"output_kernel": jnp.float32(rate), "output_bias": 1.0, "other": jnp.float32(2.0)}
-    found = recipes._best_length(
+    found = lengths.best_length(
         opt,
         [PARABOLA],
         phi,
         jax.random.key(0),
-        lengths=(1.0, 0.85, 0.7, 0.6),
+        lengths=(0.6, 0.7, 0.85, 1.0),
         runs=((40, 2), (100, 1)),
         windows=(1,),
     )
@@ -316,14 +317,14 @@ def test_a_run_keeps_what_is_done_and_writes_the_table_when_all_is(tmp_path, mon
     assert (tmp_path / "results" / "paper" / "general.png").exists()
 
 
-def small_recipe(start, parts):
-    """Of two coordinates; `parts`: pairs of meta-steps and a share."""
+def small_recipe(start, steps, **options):
+    """Of two coordinates; `steps`: of each part, all of which have these options."""
     opt, task = learned.lstm((2,)), tasks.quadratic(2)
     estimator = meta.truncated(horizon=2, truncation=2)
-    return recipes.Recipe(
+    return parts.Recipe(
         opt=opt,
         task=task,
-        parts=[recipes.Part(count, 1e-3, estimator, share=share) for count, share in parts],
+        parts=[parts.Part(count, 1e-3, estimator, **options) for count in steps],
         validate=lambda key: meta.validation(opt, task, key=key, horizon=2, problems=2, window=1),
         trained_on="two coordinates",
         limits="all",
@@ -340,7 +341,7 @@ def test_a_recipe_leaves_weights_and_a_card_and_goes_on_from_what_is_done(steps,
         begun.append(learned.lstm((2,)).init(key))
         return begun[-1]
 
-    recipe = small_recipe(start, [(count, 1.0) for count in steps])
+    recipe = small_recipe(start, steps)
     weights.meta_train(recipe, tmp_path, seed=0, command="python this")
     _, phi, card = learned.restore(tmp_path)
     assert card["meta_steps"] == steps
@@ -350,27 +351,27 @@ def test_a_recipe_leaves_weights_and_a_card_and_goes_on_from_what_is_done(steps,
     assert any(jax.tree.leaves(moved)) == bool(steps)
     weights.meta_train(recipe, tmp_path, seed=0, command="python this")
     jax.tree.map(np.testing.assert_array_equal, learned.restore(tmp_path)[1], phi)
-    # What a recipe ends with is done to the φ of its last part.
-    doubling = dataclasses.replace(
-        recipe, finish=lambda phi, key: jax.tree.map(lambda x: 2 * x, phi)
-    )
-    weights.meta_train(doubling, tmp_path, seed=0, command="python this")
-    doubled = learned.restore(tmp_path)[1]
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), doubled, phi)
 
 
-def test_a_part_leaves_a_share_of_what_it_finds(tmp_path):
+def test_a_part_leaves_a_share_of_what_it_finds_and_what_its_end_makes_of_that(tmp_path):
     first = learned.lstm((2,)).init(jax.random.key(7))
+    ends = {
+        "all": {},
+        "share": {"share": 0.25},
+        "twice": {"share": 0.25, "finish": lambda phi, key: jax.tree.map(lambda x: 2 * x, phi)},
+    }
     left = {}
-    for share in (1.0, 0.25):
-        recipe = small_recipe(lambda folder, key: first, [(2, share)])
-        weights.meta_train(recipe, tmp_path / str(share), seed=0, command="python this")
-        # The part's own folder has it already, for recipes that begin there.
-        left[share] = learned.restore(tmp_path / str(share) / "part-1")[1]
+    for name, end in ends.items():
+        recipe = small_recipe(lambda folder, key: first, [2], **end)
+        weights.meta_train(recipe, tmp_path / name, seed=0, command="python this")
+        # The part's own folder has it already, for parts and recipes that begin there.
+        left[name] = learned.restore(tmp_path / name / "part-1")[1]
+        jax.tree.map(np.testing.assert_array_equal, learned.restore(tmp_path / name)[1], left[name])
     jax.tree.map(
         lambda whole, part, old: np.testing.assert_allclose(part, old + (whole - old) / 4, 1e-6),
-        left[1.0],
-        left[0.25],
+        left["all"],
+        left["share"],
         first,
     )
-    assert np.any(left[1.0]["output_kernel"] != first["output_kernel"])
+    assert np.any(left["all"]["output_kernel"] != first["output_kernel"])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), left["twice"], left["share"])

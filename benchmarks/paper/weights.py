@@ -2,9 +2,9 @@
 
     python benchmarks/paper/weights.py robust-mnist --data-dir DATA   # resumable: type it again
 
-A recipe (`recipes.py`) is one run of `l2ljax.meta.train` or several, each of which begins with the
-φ of the one before it, and searches for some numbers in φ. The folder (default: runs/NAME) then
-holds weights and card; `ship.py` takes them from there into the package.
+A recipe (in `recipes/`) is one run of `l2ljax.meta.train` or several, each of which begins with the
+φ of the one before it, and may end with a search for some numbers in φ. The folder (default:
+runs/NAME) then holds weights and card; `ship.py` takes them from there into the package.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from typing import Any
 
 import jax
 import optax
-from recipes import RECIPES, Part, Recipe
+from recipes import RECIPES
+from recipes.parts import Part, Recipe
 
 from l2ljax import learned, meta
 from l2ljax.cli._run import Run, Saver
@@ -48,8 +49,6 @@ def meta_train(recipe: Recipe, folder: pathlib.Path, seed: int, command: str) ->
         opt, phi, card = learned.restore(run.folder)
         if (opt.spec, card["meta_steps"]) != (recipe.opt.spec, steps):
             raise ValueError(f"{run.folder} was made by another recipe; remove it")
-    if recipe.finish is not None:
-        phi = recipe.finish(phi, jax.random.key(seed + 999))
     card = {**card, **described, "scores": {"validation": float(jax.jit(validate)(phi))}}
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         learned.save(temporary, recipe.opt, phi, card)
@@ -95,6 +94,8 @@ def train_part(
     found = result.phi
     if phi is not None:
         found = optax.incremental_update(found, phi, part.share)
+    if part.finish is not None:
+        found = part.finish(found, jax.random.key(card["seed"] + 999))
     card = {
         **card,
         "seconds": None if state is not None else time.perf_counter() - start,

@@ -1,4 +1,4 @@
-"""Tasks that `general` is trained on, beside those that the package has."""
+"""Tasks that recipes train on, beside those that the package has."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ def pooled(data: tasks.Dataset, factor: int = 2) -> tasks.Dataset:
         images = np.asarray(split.inputs, np.float32).reshape(blocks).mean((2, 4)) / split.maximum
         return tasks.Split(images, split.labels)
 
-    return tasks.Dataset(train=pool(data.train), name="pooled MNIST", classes=10)
+    return tasks.Dataset(train=pool(data.train), name=f"pooled {data.name}", classes=data.classes)
 
 
 def digits_by_rows(units: int = 16) -> Task:
@@ -56,3 +56,18 @@ def lower_halves(units: int, activation: str, batch_size: int | None) -> Task:
         tasks.Dataset(train=tasks.Split(upper, lower), name="halves of digits"),
         batch_size,
     )
+
+
+def repainted(size: int, style_size: int, contrast: float, channels: tuple[int, int, int]) -> Task:
+    """Neural art of 64x64 pixels in the style of training, but for its colours and its scale.
+
+    Args:
+        size: of the contents, of which 64x64 pixels are painted.
+        style_size: the shorter side of the style: on fewer pixels its lines are finer.
+        contrast: the style's distance from grey is multiplied by it; below zero it is a negative.
+        channels: which of red, green and blue takes the place of each.
+    """
+    contents, _ = tasks.sample_pictures(size=size, count=450)
+    _, style = tasks.sample_pictures(size=style_size, count=1)
+    colours = 0.5 + contrast * (style[..., list(channels)] / 255 - 0.5)
+    return tasks.neural_art(contents, np.clip(colours, 0, 1))
