@@ -49,4 +49,4 @@ def best_length(
             losses = np.nan_to_num(losses, nan=np.inf, posinf=np.inf)
             scores += np.log(np.maximum(losses, 0.01)) / (len(runs) * len(families))
     print({length: round(float(score), 4) for length, score in zip(lengths, scores, strict=True)})
-    return longer(phi, max(np.array(lengths)[scores <= scores.min() + 0.001]))
+    return longer(phi, float(np.array(lengths)[scores <= scores.min() + 0.001].max()))
