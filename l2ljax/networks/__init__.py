@@ -7,6 +7,7 @@ of them; and the networks that are optimized ('optimizees').
 
 from l2ljax.networks._common import ACTIVATIONS
 from l2ljax.networks._convnet import convnet_apply, convnet_init
+from l2ljax.networks._convolutions import convolve_patches
 from l2ljax.networks._coordinate import (
     coordinate_dense_apply,
     coordinate_dense_init,
@@ -23,6 +24,7 @@ __all__ = [
     "ACTIVATIONS",
     "convnet_apply",
     "convnet_init",
+    "convolve_patches",
     "coordinate_dense_apply",
     "coordinate_dense_init",
     "coordinate_mlp_apply",

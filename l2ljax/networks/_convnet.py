@@ -1,7 +1,5 @@
 """Convolutional networks that are optimized."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +8,7 @@ from jaxtyping import Array, Float
 from l2ljax import _checks
 from l2ljax.core import Key, Params
 from l2ljax.networks._common import ACTIVATIONS, scaled_normal
+from l2ljax.networks._convolutions import convolve
 
 _BATCH_NORM_EPS = 1e-5
 
@@ -33,59 +32,6 @@ class _BatchNorm(nn.Module):
         return (centered * factor + bias.astype(dtype)).astype(x.dtype)
 
 
-def _convolve_plainly(x: Array, kernel: Array, low: int, high: int) -> Array:
-    padding = ((low, high), (low, high))
-    numbers = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=numbers)
-
-
-# On a CPU and inside a loop, and all training is one, XLA computes a convolution fast only if it
-# has channels last and one group (jax-ml/jax#12868). The usual gradient of a convolution has other
-# layouts, and `vmap` over kernels makes groups: without these two rules the loss and gradient of
-# the network for CIFAR-10 take ten times as long, and for two problems at once twenty-five times.
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _convolve(x: Array, kernel: Array, low: int, high: int) -> Array:
-    """A convolution, NHWC with HWIO; problems on an axis of `vmap` have it one after the other."""
-    convolve = functools.partial(_convolve_plainly, low=low, high=high)
-    return jax.custom_batching.sequential_vmap(convolve)(x, kernel)
-
-
-@_convolve.defjvp
-def _convolve_jvp(
-    low: int, high: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]
-) -> tuple[Array, Array]:
-    # For second derivatives only. `sequential_vmap` has no transpose.
-    (x, kernel), (dx, dkernel) = primals, tangents
-    tangent = _convolve_plainly(dx, kernel, low, high) + _convolve_plainly(x, dkernel, low, high)
-    return _convolve(x, kernel, low, high), tangent
-
-
-@jax.custom_vjp
-def _convolution(x: Array, kernel: Array) -> Array:
-    """A convolution of stride 1 that keeps height and width: NHWC with HWIO."""
-    return _convolution_forward(x, kernel)[0]
-
-
-def _convolution_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    size = kernel.shape[0]
-    return _convolve(x, kernel, (size - 1) // 2, size // 2), (x, kernel)
-
-
-def _convolution_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    size = kernel.shape[0]
-    low, high = (size - 1) // 2, size // 2
-    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    # The sum over examples is one over channels, with channels and examples exchanged.
-    by_kernel = _convolve(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), low, high)
-    # The XLA of JAX 0.8.1 miscompiles the transpose of this product without the barrier.
-    by_kernel = jax.lax.optimization_barrier(by_kernel)
-    return _convolve(gradient, turned, high, low), by_kernel.transpose(1, 2, 0, 3)
-
-
-_convolution.defvjp(_convolution_forward, _convolution_backward)
-
-
 class _Conv(nn.Module):
     """A convolution that keeps height and width, with square kernels."""
 
@@ -97,7 +43,7 @@ class _Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, x.shape[-1], self.units)
         kernel = self.param("kernel", scaled_normal, shape, jnp.float32)
-        x = _convolution(*nn.dtypes.promote_dtype(x, kernel, dtype=None))
+        x = convolve(*nn.dtypes.promote_dtype(x, kernel, dtype=None))
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros_init(), (self.units,), jnp.float32)
         return x

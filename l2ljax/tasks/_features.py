@@ -18,7 +18,7 @@ import safetensors
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from l2ljax import _checks
+from l2ljax import _checks, networks
 from l2ljax.core import closure
 
 
@@ -269,7 +269,7 @@ def _random_features(
     for scale, kernel in enumerate(kernels):
         x = _pool(x, jnp.mean) if scale else x
         # Zeros around the image would be an edge, and a contrast.
-        maps.append(jax.nn.relu(_convolve(x, kernel, "edge")))
+        maps.append(jax.nn.relu(networks.convolve_patches(x, kernel, "edge")))
     return FeatureMaps((maps[content],), tuple(maps))
 
 
@@ -288,34 +288,12 @@ def _vgg_features(
     for layer, (kernel, bias) in zip(_VGG19, weights, strict=False):
         if layer.endswith("_1") and maps:
             x = _pool(x, _POOLINGS[pooling])
-        x = jax.nn.relu(_convolve(x, kernel, "constant") + bias.astype(x.dtype))
+        x = jax.nn.relu(networks.convolve_patches(x, kernel) + bias.astype(x.dtype))
         maps[layer] = x
     return FeatureMaps(tuple(maps[i] for i in content), tuple(maps[i] for i in style))
 
 
 _POOLINGS: dict[str, Callable[..., Array]] = {"average": jnp.mean, "max": jnp.max}
-
-
-def _convolve(
-    x: Float[Array, "batch height width inputs"],
-    kernel: Float[Array, "rows columns inputs outputs"],
-    around: str,
-) -> Float[Array, "batch height width outputs"]:
-    """A correlation with zeros ("constant") or the last pixel ("edge") around the image.
-
-    One matrix product with all patches: in a loop, XLA's convolution on a CPU takes four to five
-    times as long.
-    """
-    rows, columns, _, outputs = kernel.shape
-    _, height, width, _ = x.shape
-    x = jnp.pad(x, ((0, 0), _margins(rows), _margins(columns), (0, 0)), mode=around)
-    x = jnp.concatenate([x[:, :, j : j + width] for j in range(columns)], axis=-1)
-    x = jnp.concatenate([x[:, i : i + height] for i in range(rows)], axis=-1)
-    return x @ kernel.astype(x.dtype).reshape(-1, outputs)
-
-
-def _margins(size: int) -> tuple[int, int]:
-    return (size - 1) // 2, size // 2
 
 
 def _pool(x: Float[Array, "batch height width channels"], pooling: Callable[..., Array]) -> Array:
