@@ -204,7 +204,7 @@ PARABOLA = Task(
 )
 SMALL = {
     "parabola": held_out.HeldOut("a parabola", lambda data_dir: PARABOLA, 4, False, 2, 1, 2),
-    "image": held_out.HeldOut("an image", lambda data_dir: None, needs_data=True),
+    "image": held_out.HeldOut("an image", lambda data_dir: None, needs_data=True, problems=2),
 }
 
 
@@ -315,6 +315,10 @@ def test_a_run_keeps_what_is_done_and_writes_the_table_when_all_is(tmp_path, mon
     assert list(table["rows"]) == ["parabola", "image"] and table["seconds"] == 6
     assert table["verdict"]["won"] == 1 and table["weights"]["trained_on"] == "nothing"
     assert (tmp_path / "results" / "paper" / "general.png").exists()
+    more = dataclasses.replace(SMALL["parabola"], problems=3)
+    monkeypatch.setattr(general, "SUITE", {**SMALL, "parabola": more})
+    run("first", "--tasks", "parabola")  # two problems are not three
+    assert done[4:] == ["a parabola"]
 
 
 def small_recipe(start, steps, **options):

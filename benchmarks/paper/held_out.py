@@ -44,7 +44,7 @@ class HeldOut:
     make: Callable[[str | None], Task]
     steps: int = 200
     needs_data: bool = False
-    problems: int = 10
+    problems: int = 20
     tuning_problems: int = 4
     window: int = 10
 
