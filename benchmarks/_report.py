@@ -70,6 +70,24 @@ def median_ratio(ratios: list[float]) -> dict[str, float]:
     return {"ratio": float(np.median(values)), "low": float(low), "high": float(high)}
 
 
+def in_turns(programs: dict[str, Callable[[], Any]], turns: int) -> dict[str, Any]:
+    """Milliseconds of each, and ratios of neighbouring turns to the first."""
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(turns):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(program())
+            seconds[name].append(time.perf_counter() - start)
+    base = next(iter(seconds.values()))
+    return {
+        name: {
+            "ms": 1e3 * float(np.median(times)),
+            **median_ratio([x / y for x, y in zip(times, base, strict=True)]),
+        }
+        for name, times in seconds.items()
+    }
+
+
 def kept(
     file: pathlib.Path, settings: dict[str, Any], measure: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:

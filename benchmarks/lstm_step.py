@@ -16,7 +16,6 @@ once. tiles: 4,096 after another, which the library does from 32,768 on, forward
 
 import argparse
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -122,28 +121,6 @@ SEGMENTS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
-def in_turns(programs: dict[str, Callable[[], float]], turns: int) -> dict[str, Any]:
-    """Seconds of each, and ratios of neighbouring turns to the first."""
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(turns):
-        for name, program in programs.items():
-            seconds[name].append(program())
-    base = next(iter(seconds.values()))
-    return {
-        name: {
-            "ms": 1e3 * float(np.median(times)),
-            **_report.median_ratio([x / y for x, y in zip(times, base, strict=True)]),
-        }
-        for name, times in seconds.items()
-    }
-
-
-def clock(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(function())
-    return time.perf_counter() - start
-
-
 def measure_segments(size: int, turns: int) -> dict[str, Any]:
     """Every variant of a segment; each must have the library's derivative."""
     phi = networks.lstm_init(jax.random.key(0), features=1, hidden=HIDDEN)
@@ -152,13 +129,13 @@ def measure_segments(size: int, turns: int) -> dict[str, Any]:
     for name, function in SEGMENTS.items():
         compiled = jax.jit(function).lower(phi, gradients).compile()
         found[name] = compiled(phi, gradients)
-        programs[name] = functools.partial(clock, functools.partial(compiled, phi, gradients))
+        programs[name] = functools.partial(compiled, phi, gradients)
     for name, derivative in found.items():
         scale = jnp.abs(found["library"]).max()
         np.testing.assert_allclose(
             derivative / scale, found["library"] / scale, atol=1e-4, err_msg=name
         )
-    return in_turns(programs, turns)
+    return _report.in_turns(programs, turns)
 
 
 def measure_forwards(size: int, turns: int) -> dict[str, Any]:
@@ -177,9 +154,9 @@ def measure_forwards(size: int, turns: int) -> dict[str, Any]:
             state["memory"], update = compiled(phi, state["memory"], gradient)
             return state["memory"], update
 
-        programs[name] = functools.partial(clock, again)
+        programs[name] = again
     np.testing.assert_allclose(found["tiles"], found["whole"], atol=1e-6)
-    return in_turns(programs, turns)
+    return _report.in_turns(programs, turns)
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 All training is a loop. In one, XLA's convolution on a CPU is fast only if it has channels last and
 one group (jax-ml/jax#12868). Its usual derivatives have other layouts, and `vmap` over kernels
-makes groups: without the rules here the loss and gradient of the network for CIFAR-10 take ten
-times as long, for two problems at once twenty-five times, and Hessian-vector products ten times.
+makes groups. With the rules here the gradient of the network for CIFAR-10 is 23 times as fast as by
+Flax's layers, a Hessian-vector product 7 times (`python benchmarks/convolutions.py`); without a
+rule for `vmap`, gradients of two problems at once took 25 times as long.
 
 Images are NHWC, kernels HWIO.
 """
