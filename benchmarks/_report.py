@@ -88,6 +88,15 @@ def in_turns(programs: dict[str, Callable[[], Any]], turns: int) -> dict[str, An
     }
 
 
+def print_turns(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+    """A line for each program that took turns."""
+    for name, row in rows.items():
+        interval = f"[{row['low']:.2f}, {row['high']:.2f}]"
+        print(
+            f"{title:32} {name:16} {row['ms']:8.2f} ms  {row['ratio']:.2f} {interval}", flush=True
+        )
+
+
 def kept(
     file: pathlib.Path, settings: dict[str, Any], measure: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:

@@ -119,12 +119,7 @@ def main() -> None:
     content: dict[str, Any] = {"command": "python benchmarks/convolutions.py", "turns": turns}
     for title, second in {"gradients": False, "Hessian-vector products": True}.items():
         content[title] = measure(second, batch, size, turns)
-        for name, row in content[title].items():
-            print(
-                f"{title:24} {name:8} {row['ms']:9.2f} ms  {row['ratio']:.2f} "
-                f"[{row['low']:.2f}, {row['high']:.2f}]",
-                flush=True,
-            )
+        _report.print_turns(title, content[title])
     if not arguments.quick:
         print(_report.write("convolutions.json", content))
 

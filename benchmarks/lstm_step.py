@@ -177,12 +177,7 @@ def main() -> None:
             content["segments"][title] = measure_segments(size, turns)
         content["forwards"][title] = measure_forwards(size, turns)
         for kind in ("segments", "forwards"):
-            for name, row in content[kind].get(title, {}).items():
-                print(
-                    f"{title:20} {kind:9} {name:18} {row['ms']:8.2f} ms  {row['ratio']:.2f} "
-                    f"[{row['low']:.2f}, {row['high']:.2f}]",
-                    flush=True,
-                )
+            _report.print_turns(f"{title}, {kind}", content[kind].get(title, {}))
     if not arguments.quick:
         print(_report.write("lstm_step.json", content))
 
