@@ -37,7 +37,7 @@ def meta_train(recipe: Recipe, folder: pathlib.Path, seed: int, command: str) ->
     folder.mkdir(parents=True, exist_ok=True)
     run_key, validation_key = jax.random.split(jax.random.key(seed))
     phi = None if recipe.start is None else recipe.start(folder, run_key)
-    validate = recipe.validate(validation_key)
+    validate = None
     for number, part in enumerate(recipe.parts, start=1):
         run = Run(folder / f"part-{number}")
         run_key, validation_key = jax.random.split(jax.random.key(seed + number - 1))
@@ -49,6 +49,7 @@ def meta_train(recipe: Recipe, folder: pathlib.Path, seed: int, command: str) ->
         opt, phi, card = learned.restore(run.folder)
         if (opt.spec, card["meta_steps"]) != (recipe.opt.spec, steps):
             raise ValueError(f"{run.folder} was made by another recipe; remove it")
+    validate = validate or recipe.validate(validation_key)
     card = {**card, **described, "scores": {"validation": float(jax.jit(validate)(phi))}}
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         learned.save(temporary, recipe.opt, phi, card)
