@@ -103,6 +103,9 @@ PANELS = {
         "MNIST, two layers of 20 units", _mnist((20, 20)), 100, _LEARNED, 0.46, 1.0, 0.9
     ),
     "mnist-relu": Panel("MNIST, ReLU", _mnist(activation="relu"), 100, _LEARNED, 7.0, 1.1, 0.95),
+    # Bars of their own they have none: ReLU's.
+    "mnist-tanh": Panel("MNIST, tanh", _mnist(activation="tanh"), 100, _LEARNED, None, 1.1, 0.95),
+    "mnist-elu": Panel("MNIST, ELU", _mnist(activation="elu"), 100, _LEARNED, None, 1.1, 0.95),
     "mnist-2000": Panel(
         "MNIST, 2,000 steps",
         _mnist(),
