@@ -55,7 +55,7 @@ def require_sound(name, data_dir):
 def test_the_suite_is_as_large_as_was_promised():
     assert len(held_out.SUITE) >= 14 and len(WITHOUT_DATA) >= 12
     for entry in held_out.SUITE.values():
-        assert (entry.problems, entry.tuning_problems, entry.window) == (10, 4, 10)
+        assert (entry.problems, entry.tuning_problems, entry.window) == (20, 4, 10)
         assert entry.steps == 1000 if "1,000 steps" in entry.description else entry.steps == 200
 
 
