@@ -120,10 +120,9 @@ def run(name: str, panel: Panel, data_dir: str | None, folders: dict[str, str]) 
         "against_all": max(row.ratio for row in comparison.rows if row.setting is not None),
     }
     content = {
-        "command": " ".join(
-            [f"python benchmarks/paper/run.py {name}"]
-            + [f"--weights {weights}={folder}" for weights, folder in folders.items()]
-        ),
+        "command": f"python benchmarks/paper/run.py {name}"
+        + " --weights" * bool(folders)
+        + "".join(f" {weights}={folder}" for weights, folder in folders.items()),
         "seconds": tuning_seconds + time.perf_counter() - start,
         "verdict": verdict,
         **comparison.to_dict(),
