@@ -34,13 +34,18 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def write(name: str, content: dict[str, Any]) -> pathlib.Path:
-    """Writes a result, with its circumstances, as JSON."""
+def write(name: str | pathlib.Path, content: dict[str, Any]) -> pathlib.Path:
+    """Writes a result, with its circumstances, as JSON; a relative name is one in RESULTS."""
     path = RESULTS / name
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"circumstances": circumstances(), **content}, indent=2, allow_nan=False)
     path.write_text(text + "\n")
     return path
+
+
+def paper_folder(shipped: bool) -> pathlib.Path:
+    """Where results of the paper's experiments go: those of weights of one's own replace none."""
+    return RESULTS / "paper" if shipped else pathlib.Path("runs/paper").absolute()
 
 
 def publish(name: str, command: str, content: dict[str, Any], axes: Any) -> None:

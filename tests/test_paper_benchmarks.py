@@ -302,7 +302,7 @@ def test_a_run_keeps_what_is_done_and_writes_the_table_when_all_is(tmp_path, mon
         run("first")
     assert "--data-dir is needed by image" in capsys.readouterr().err
     assert "not written: image not done yet" in run("first", "--tasks", "parabola")
-    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "runs" / "paper").exists()
     assert "not written" in run("second", "--tasks", "parabola")  # other weights, another row
     assert done == 2 * ["a parabola"]
     said = run("first", "--data-dir", "data")
@@ -311,10 +311,12 @@ def test_a_run_keeps_what_is_done_and_writes_the_table_when_all_is(tmp_path, mon
     run("first")  # all is there: neither work nor data are needed
     run("first", "--tasks", "parabola", "--force")
     assert done[3:] == ["a parabola"]
-    table = json.loads((tmp_path / "results" / "paper" / "general.json").read_text())
+    results = tmp_path / "runs" / "paper"
+    table = json.loads((results / "general.json").read_text())
     assert list(table["rows"]) == ["parabola", "image"] and table["seconds"] == 6
     assert table["verdict"]["won"] == 1 and table["weights"]["trained_on"] == "nothing"
-    assert (tmp_path / "results" / "paper" / "general.png").exists()
+    assert (results / "general.png").exists()
+    assert not (tmp_path / "results").exists()  # that is for the weights that ship
     more = dataclasses.replace(SMALL["parabola"], problems=3)
     monkeypatch.setattr(general, "SUITE", {**SMALL, "parabola": more})
     run("first", "--tasks", "parabola")  # two problems are not three

@@ -11,7 +11,7 @@ the last 10 updates, mean over problems; its interval is a 95 % bootstrap over p
 
 Each task that is done is kept in `runs/held-out`, by the weights that it was done with, and each
 tuning of Adam, which knows of no weights, in `results/paper/tunings`; when all tasks are there,
-they are written to `results/paper`, the lost ones too.
+they are written to `results/paper`, the lost ones too; those of other weights to `runs/paper`.
 """
 
 import argparse
@@ -155,7 +155,9 @@ def done(name: str, file: pathlib.Path) -> bool:
     return file.exists() and json.loads(file.read_text())["problems"] == SUITE[name].problems
 
 
-def write(rows: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Any]) -> pathlib.Path:
+def write(
+    folder: pathlib.Path, rows: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Any]
+) -> pathlib.Path:
     """The table and its figure, best ratio first."""
     content = {
         "command": "python benchmarks/paper/general.py --data-dir DATA",
@@ -164,7 +166,7 @@ def write(rows: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Any]) -> 
         "verdict": judge(rows),
         "rows": rows,
     }
-    path = _report.write("paper/general.json", content)
+    path = _report.write(folder / "general.json", content)
     order = sorted(rows, key=lambda name: number(rows[name]["ratio"]))
     axes = plots.ratios(
         order,
@@ -204,7 +206,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"not written: {', '.join(missing)} not done yet")
         return
     rows = {name: json.loads(file.read_text()) for name, file in files.items()}
-    path = write(rows, {"fingerprint": mark, "trained_on": card.get("trained_on")})
+    folder = _report.paper_folder(arguments.weights == "general")
+    path = write(folder, rows, {"fingerprint": mark, "trained_on": card.get("trained_on")})
     print(f"{say(judge(rows))}\n{path}")
 
 

@@ -4,11 +4,13 @@
     python benchmarks/paper/run.py all --data-dir DATA       # those without a result yet
     python benchmarks/paper/run.py table                     # what the results say
 
-Weights are those that ship, or `--weights NAME=FOLDER`. Every baseline is tuned on other problems
-of the panel's task, over 17 rates (11 for CIFAR and art) of four decades or more; a best rate on
-the edge widens the grid. The paper's four (SGD, RMSprop, Adam, NAG) are what a ratio is taken of;
-NAG and momentum with tuned decay, AdamW and AMSGrad stand beside them, but not for CIFAR and art,
-whose tuning takes an hour.
+Weights are those that ship, or `--weights NAME=FOLDER`: results then go to runs/paper, and those of
+what ships stay.
+
+Every baseline is tuned on other problems of the panel's task, over 17 rates (11 for CIFAR and art)
+of four decades or more; a best rate on the edge widens the grid. The paper's four (SGD, RMSprop,
+Adam, NAG) are what a ratio is taken of; NAG and momentum with tuned decay, AdamW and AMSGrad stand
+beside them, but not for CIFAR and art, whose tuning takes an hour.
 Final loss: the mean of the losses after the last 10 updates (quadratics: after the last), mean over
 fresh problems; intervals are 95 % bootstraps over problems.
 
@@ -127,7 +129,7 @@ def run(name: str, panel: Panel, data_dir: str | None, folders: dict[str, str]) 
         "verdict": verdict,
         **comparison.to_dict(),
     }
-    path = _report.write(f"paper/{name}.json", content)
+    path = _report.write(_report.paper_folder(not folders) / f"{name}.json", content)
     axes = plots.curves(comparison)
     axes.set_title(panel.title)
     plots.save(axes, path.with_suffix(".png"))
