@@ -3,10 +3,10 @@
     python benchmarks/convolutions.py
 
 The network for CIFAR-10 without normalization, 128 images of 32x32: three steps of gradient
-descent, and three along Hessian-vector products by reverse mode twice, which is what an exact
-meta-gradient needs. All ways compute the same numbers, which is checked, and run in turns in one
-process; figures are medians of the ratios of neighbouring turns to the library's own way, with a
-95 % interval of the median (bootstrap).
+descent, alone and for two problems by `vmap`, and three along Hessian-vector products by reverse
+mode twice, which is what an exact meta-gradient needs. All ways compute the same numbers, which is
+checked, and run in turns in one process; figures are medians of the ratios of neighbouring turns to
+the library's own way, with a 95 % interval of the median (bootstrap).
 
 library: XLA's convolutions in layouts that a CPU is fast at, products of patches for second
 derivatives. Flax: `nn.Conv` and `nn.max_pool`. patches: one product with all patches, throughout.
@@ -92,13 +92,18 @@ def descend(apply: Apply, images: jax.Array, params: Any, *, second: bool) -> An
     return jax.lax.scan(step, params, None, length=STEPS)[0]
 
 
-def measure(second: bool, batch: int, size: int, turns: int) -> dict[str, Any]:
+def measure(
+    batch: int, size: int, turns: int, *, second: bool = False, problems: int = 1
+) -> dict[str, Any]:
     images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
     params = networks.convnet_init(jax.random.key(1), images, **SHAPE)
+    if problems > 1:
+        params = jax.tree.map(lambda leaf: jnp.stack([leaf] * problems), params)
     programs, found = {}, {}
     for name, apply in WAYS.items():
-        run = jax.jit(functools.partial(descend, apply, second=second))
-        compiled = run.lower(images, params).compile()
+        run = functools.partial(descend, apply, second=second)
+        run = jax.vmap(run, in_axes=(None, 0)) if problems > 1 else run
+        compiled = jax.jit(run).lower(images, params).compile()
         found[name] = compiled(images, params)
         programs[name] = functools.partial(compiled, images, params)
     for name, reached in found.items():
@@ -117,8 +122,13 @@ def main() -> None:
     arguments = parser.parse_args()
     turns, batch, size = (2, 8, 8) if arguments.quick else (arguments.turns, 128, 32)
     content: dict[str, Any] = {"command": "python benchmarks/convolutions.py", "turns": turns}
-    for title, second in {"gradients": False, "Hessian-vector products": True}.items():
-        content[title] = measure(second, batch, size, turns)
+    cases: dict[str, Any] = {
+        "gradients": {},
+        "gradients of two problems": {"problems": 2},
+        "Hessian-vector products": {"second": True},
+    }
+    for title, case in cases.items():
+        content[title] = measure(batch, size, turns, **case)
         _report.print_turns(title, content[title])
     if not arguments.quick:
         print(_report.write("convolutions.json", content))

@@ -2,9 +2,9 @@
 
 All training is a loop. In one, XLA's convolution on a CPU is fast only if it has channels last and
 one group (jax-ml/jax#12868). Its usual derivatives have other layouts, and `vmap` over kernels
-makes groups. With the rules here the gradient of the network for CIFAR-10 is 23 times as fast as by
-Flax's layers, a Hessian-vector product 7 times (`python benchmarks/convolutions.py`); without a
-rule for `vmap`, gradients of two problems at once took 25 times as long.
+makes groups. With the rules here gradients of the network for CIFAR-10 are 25 times as fast as by
+Flax's layers, those of two problems at once 30 times, Hessian-vector products 8 times
+(`python benchmarks/convolutions.py`, without normalization).
 
 Images are NHWC, kernels HWIO.
 """
@@ -28,9 +28,14 @@ def convolve_patches(
         kernel: of any size.
         around: "constant", zeros around the image, or "edge", its last pixels.
     """
-    rows, columns, _, outputs = kernel.shape
-    patches = _patches(x, (_margins(rows), _margins(columns)), around)
-    return patches @ kernel.astype(x.dtype).reshape(-1, outputs)
+    rows, columns, _, _ = kernel.shape
+    return _times_patches(x, kernel.astype(x.dtype), (_margins(rows), _margins(columns)), around)
+
+
+def _times_patches(
+    x: Array, kernel: Array, margins: tuple[tuple[int, int], ...], around: str = "constant"
+) -> Array:
+    return _patches(x, margins, around) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _patches(x: Array, margins: tuple[tuple[int, int], ...], around: str = "constant") -> Array:
@@ -83,11 +88,10 @@ def _to_outputs(x: Array, kernel: Array, margins: tuple[int, int]) -> Array:
 def _to_outputs_jvp(
     margins: tuple[int, int], primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[Array, Array]:
-    def product(x: Array, kernel: Array) -> Array:
-        return _patches(x, (margins, margins)) @ kernel.reshape(-1, kernel.shape[-1])
-
     (x, kernel), (dx, dkernel) = primals, tangents
-    return _to_outputs(x, kernel, margins), product(dx, kernel) + product(x, dkernel)
+    both = margins, margins
+    tangent = _times_patches(dx, kernel, both) + _times_patches(x, dkernel, both)
+    return _to_outputs(x, kernel, margins), tangent
 
 
 @_bilinear
