@@ -62,6 +62,7 @@ clean:  ## remove environments, caches and builds, but not runs/
 $(VENV)/.installed-%: pyproject.toml | $(BIN)/python
 	@echo "Installing l2ljax[$*] into $(VENV); the first time takes a minute or two."
 	@$(BIN)/python -m pip --disable-pip-version-check install -qq --editable '.[$*]'
+	@$(BIN)/l2ljax build || echo "Without it XLA computes learned LSTMs, more slowly."
 	@touch $@
 
 $(LOWEST)/.installed: pyproject.toml | $(DEV)
@@ -69,6 +70,7 @@ $(LOWEST)/.installed: pyproject.toml | $(DEV)
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python \
 		--resolution lowest-direct --editable '.[dev]'
+	@$(LOWEST)/bin/l2ljax build || echo "Without it XLA computes learned LSTMs, more slowly."
 	@touch $@
 
 $(BIN)/python:

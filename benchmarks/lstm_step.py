@@ -8,10 +8,12 @@ compute the same numbers, which is checked, and run in turns in one process; fig
 the ratios of neighbouring turns to the library's own way, below 1 where a variant is faster, with a
 95 % interval of the median (bootstrap).
 
-library: the step is computed again in the backward pass. kept: its gates are kept instead. custom
-VJP: the derivative of a cell written by hand. one tanh: all four gates by one tanh, since
+library: XLA computes the step, and again in the backward pass. program: that of `l2ljax.kernels`
+for a CPU does both, where it was built (`l2ljax build`). kept: gates are kept instead. custom VJP:
+the derivative of a cell written by hand. one tanh: all four gates by one tanh, since
 σ(x) = (1 + tanh(x/2))/2. unrolled: two steps in one round of the loop. whole: all coordinates at
-once. tiles: 4,096 after another, which the library does from 32,768 on, forwards.
+once. tiles: 4,096 after another, which the library does from 32,768 on, forwards, without the
+program.
 """
 
 import argparse
@@ -24,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2ljax import networks
+from l2ljax import kernels, networks
 from l2ljax.learned._tiles import in_tiles
 
 HIDDEN = (20, 20)
@@ -35,6 +37,10 @@ Step = Callable[[Any, Memory, jax.Array], tuple[Memory, jax.Array]]
 
 
 def library(phi: Any, memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Array]:
+    return networks.lstm_apply(phi, memory, gradient[None], hidden=HIDDEN, fused=False)
+
+
+def program(phi: Any, memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Array]:
     return networks.lstm_apply(phi, memory, gradient[None], hidden=HIDDEN)
 
 
@@ -113,6 +119,7 @@ def tiles(phi: Any, memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Ar
 
 SEGMENTS: dict[str, Callable[..., jax.Array]] = {
     "library": functools.partial(segment, library),
+    **({"program": functools.partial(segment, program)} if kernels.load() else {}),
     "kept": functools.partial(segment, library, recompute=False),
     "custom VJP": functools.partial(segment, by_cell(by_hand)),
     "custom VJP, kept": functools.partial(segment, by_cell(by_hand), recompute=False),
@@ -143,7 +150,8 @@ def measure_forwards(size: int, turns: int) -> dict[str, Any]:
     phi = networks.lstm_init(jax.random.key(0), features=1, hidden=HIDDEN)
     gradient = jax.random.normal(jax.random.key(1), (size,))
     programs, found = {}, {}
-    for name, step in {"whole": library, "tiles": tiles}.items():
+    steps = {"whole": library, "tiles": tiles} | ({"program": program} if kernels.load() else {})
+    for name, step in steps.items():
         run = jax.jit(step, donate_argnums=1)
         memory = jax.jit(lambda: networks.lstm_carry((size,), "float32", hidden=HIDDEN))()
         compiled = run.lower(phi, memory, gradient).compile()
@@ -155,7 +163,8 @@ def measure_forwards(size: int, turns: int) -> dict[str, Any]:
             return state["memory"], update
 
         programs[name] = again
-    np.testing.assert_allclose(found["tiles"], found["whole"], atol=1e-6)
+    for name, update in found.items():
+        np.testing.assert_allclose(update, found["whole"], atol=1e-6, err_msg=name)
     return _report.in_turns(programs, turns)
 
 

@@ -14,14 +14,15 @@ Each problem runs in a process of its own, so that its peak memory is its own; o
 with ours: the first study, and torch (`_torch_training.py`). With `--devices` a mesh of so many
 host devices shares the quadratics, as it does in the study; MNIST has one problem, which no mesh
 can share. Without MNIST's files, random images of the same shape stand in: the work is the same.
-Ours runs once more in turns with huge pages, which Linux gives to a process that asks glibc for
-them in its environment: large buffers are then not brought in 4 KiB at a time.
+Ours runs with the CPU's program of `l2ljax.kernels` where it was built (`l2ljax build`), in turns
+with itself without it ("xla"), and once more with huge pages, which Linux gives to a process that
+asks glibc for them in its environment: large buffers are then not brought in 4 KiB at a time.
 
-XLA counts the operations of a compiled step, its loops' bodies once: about those of one inner step
-with its backward pass. The peaks of the machine are measured beside: a product of matrices, and
-tanh of numbers in the cache. From both follows a limit, as if a step were nothing but products and
-transcendentals, each at its peak. What is measured of meta-training goes to `throughput.json`, of
-applying to `apply.json`.
+XLA counts the operations of a step that it compiles itself, its loops' bodies once: about those of
+one inner step with its backward pass. The peaks of the machine are measured beside: a product of
+matrices, and tanh of numbers in the cache. From both follows a limit, as if a step were nothing but
+products and transcendentals, each at its peak. What is measured of meta-training goes to
+`throughput.json`, of applying to `apply.json`.
 """
 
 import argparse
@@ -44,6 +45,7 @@ import numpy as np
 import optax
 
 import l2ljax as l2l
+from l2ljax import kernels
 
 HORIZON, TRUNCATION = 100, 20
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -52,12 +54,16 @@ LEAVES = {"apply-1": 1, "apply-4": 4, "apply-400": 400}
 PROBLEMS = ("quadratics", "mnist", *LEAVES)
 
 
-def problem(name: str, data_dir: str | None) -> tuple[l2l.LearnedOptimizer, l2l.Task, int, int]:
-    """The optimizer, the task, its batch and the coordinates of the whole batch."""
+def optimizer(name: str, fused: bool | None) -> l2l.LearnedOptimizer:
+    """The LSTM that a problem is given."""
+    return l2l.learned.lstm(preprocess="log_sign" if name == "mnist" else None, fused=fused)
+
+
+def problem(name: str, data_dir: str | None) -> tuple[l2l.Task, int, int]:
+    """The task, its batch and the coordinates of the whole batch."""
     if name == "quadratics":
-        return l2l.learned.lstm(preprocess=None), l2l.tasks.quadratic(), 128, 1280
-    task = l2l.tasks.mlp_classifier(_data.mnist(data_dir))
-    return l2l.learned.lstm(), task, 1, 15_910
+        return l2l.tasks.quadratic(), 128, 1280
+    return l2l.tasks.mlp_classifier(_data.mnist(data_dir)), 1, 15_910
 
 
 def counts(compiled: Any) -> dict[str, float]:
@@ -73,21 +79,25 @@ def step_program(step: Any, state: Any) -> Any:
 
 
 def measure(
-    name: str, data_dir: str | None, episodes: int, repeats: int, devices: int
+    name: str,
+    data_dir: str | None,
+    episodes: int,
+    repeats: int,
+    devices: int,
+    fused: bool | None,
 ) -> dict[str, Any]:
     """Compiles and warms up outside the clock, then times `repeats` rounds of `episodes`."""
-    opt, task, batch, coordinates = problem(name, data_dir)
+    task, batch, coordinates = problem(name, data_dir)
     mesh = jax.make_mesh((devices,), ("problems",)) if devices > 1 and batch > 1 else None
     make = functools.partial(
         l2l.meta.make_step,
-        opt,
-        task,
+        task=task,
         key=jax.random.key(0),
         batch=batch,
         meta_optimizer=optax.adam(1e-3),
         estimator=l2l.meta.truncated(horizon=HORIZON, truncation=TRUNCATION),
     )
-    step, state = make(mesh=mesh)
+    step, state = make(optimizer(name, fused), mesh=mesh)
     one_round = jax.jit(jax.lax.scan)
     keys = jax.random.split(jax.random.key(1), (2 + repeats, episodes * HORIZON // TRUNCATION))
     seconds = []
@@ -102,37 +112,43 @@ def measure(
     return {
         "problem": name,
         "devices": 1 if mesh is None else devices,
+        "fused": fused is not False and kernels.load(),
         "steps_per_s": steps / median,
         "steps_per_s_low": steps / max(seconds),
         "steps_per_s_high": steps / min(seconds),
         "coordinate_updates_per_s": steps * coordinates / median,
         "first_call_s": first,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        # Of one device, which does the work of all.
-        **counts(step_program(*make())),
+        # Of one device, which does the work of all; XLA counts nothing in a program of others.
+        **counts(step_program(*make(optimizer(name, False)))),
     }
 
 
-def measure_apply(leaves: int, coordinates: int, repeats: int) -> dict[str, Any]:
+def measure_apply(name: str, coordinates: int, repeats: int, fused: bool | None) -> dict[str, Any]:
     """One update and its addition to the params, on the random gradients of one draw."""
-    sizes = [len(part) for part in np.array_split(np.arange(coordinates), leaves)]
+    sizes = [len(part) for part in np.array_split(np.arange(coordinates), LEAVES[name])]
     rng = np.random.default_rng(0)
     gradients = {
         f"{i:03}": jnp.asarray(rng.normal(size=size), jnp.float32) for i, size in enumerate(sizes)
     }
-    opt = l2l.learned.lstm(preprocess=None)
-    tx = opt.bind(opt.init(jax.random.key(0)))
-
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
-        updates, state = tx.update(gradients, state)
-        return optax.apply_updates(params, updates), state
-
     params = jax.tree.map(jnp.zeros_like, gradients)
-    state = jax.jit(tx.init)(params)
+
+    def program(fused: bool | None) -> tuple[Any, Any]:
+        opt = optimizer(name, fused)
+        tx = opt.bind(opt.init(jax.random.key(0)))
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
+            updates, state = tx.update(gradients, state)
+            return optax.apply_updates(params, updates), state
+
+        state = jax.jit(tx.init)(params)
+        return step.lower(params, state, gradients).compile(), state
+
     start = time.perf_counter()
-    compiled = step.lower(params, state, gradients).compile()
+    compiled, state = program(fused)
     first = time.perf_counter() - start
+    counted = counts(program(False)[0])
     params, state = jax.block_until_ready(compiled(params, state, gradients))
     seconds = []
     for _ in range(repeats):
@@ -140,15 +156,16 @@ def measure_apply(leaves: int, coordinates: int, repeats: int) -> dict[str, Any]
         params, state = jax.block_until_ready(compiled(params, state, gradients))
         seconds.append(time.perf_counter() - start)
     return {
-        "problem": f"apply-{leaves}",
+        "problem": name,
         "devices": 1,
+        "fused": fused is not False and kernels.load(),
         "steps_per_s": 1 / float(np.median(seconds)),
         "steps_per_s_low": 1 / max(seconds),
         "steps_per_s_high": 1 / min(seconds),
         "coordinate_updates_per_s": coordinates / float(np.median(seconds)),
         "first_call_s": first,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        **counts(compiled),
+        **counted,
     }
 
 
@@ -214,19 +231,21 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--quick", action="store_true", help="little of each, and write nothing")
+    parser.add_argument("--xla", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", choices=[*PROBLEMS, "peaks"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     quick = arguments.quick
+    fused = False if arguments.xla else None
     if arguments.one == "peaks":
         print(json.dumps(peaks()))
         return
     if arguments.one in LEAVES:
         sizes = (8_000, 2) if quick else (COORDINATES, 9)
-        print(json.dumps(measure_apply(LEAVES[arguments.one], *sizes)))
+        print(json.dumps(measure_apply(arguments.one, *sizes, fused)))
         return
     if arguments.one:
         rounds = (1, 1) if quick else {"quadratics": (10, 5), "mnist": (2, 5)}[arguments.one]
-        found = measure(arguments.one, arguments.data_dir, *rounds, arguments.devices)
+        found = measure(arguments.one, arguments.data_dir, *rounds, arguments.devices, fused)
         print(json.dumps(found))
         return
     passed = [] if arguments.data_dir is None else ["--data-dir", arguments.data_dir]
@@ -237,6 +256,7 @@ def main() -> None:
         devices = arguments.devices if name == "quadratics" else 1
         environment = {"JAX_NUM_CPU_DEVICES": str(devices)} if devices > 1 else {}
         others = {
+            "xla": functools.partial(in_own_process, [*command, "--xla"], environment),
             "huge_pages": functools.partial(in_own_process, command, environment | HUGE_PAGES),
             **{
                 other: functools.partial(in_own_process, rival)

@@ -118,6 +118,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "weights", nargs="?", metavar="NAME", help="shows the whole card of one, or of a folder"
     )
+
+    command = commands.add_parser(
+        "build",
+        help="compile the LSTM's program for this CPU, once for each environment",
+        description="Compiles the program that computes a step of learned LSTMs on a CPU, with a "
+        "C++ compiler of this machine, for this machine. Until then XLA computes it, more slowly.",
+    )
+    command.set_defaults(command=_commands.build)
+    command.add_argument("--compiler", help="default: the first of c++, g++ and clang++ found")
     return parser
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import l2ljax
-from l2ljax import _checks, evaluate, learned, meta, tasks
+from l2ljax import _checks, evaluate, kernels, learned, meta, tasks
 from l2ljax.checkpoint import write_file
 from l2ljax.cli import _devices as devices
 from l2ljax.cli._recipes import RECIPES, Recipe
@@ -36,6 +36,12 @@ def list_tasks(arguments: argparse.Namespace) -> None:
     for name, entry in tasks.CATALOGUE.items():
         data = "; needs --data-dir, or downloads" if entry.needs_data else ""
         print(f"{name.ljust(width)}  {entry.description}{data}")
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """Compiles the CPU's program and says where it is."""
+    path = kernels.build(arguments.compiler)
+    print(f"built {path}; learned LSTMs use it from now on")
 
 
 def list_weights(arguments: argparse.Namespace) -> None:

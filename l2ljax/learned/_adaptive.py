@@ -92,7 +92,7 @@ class Design:
     output_scale: float
     bounded: bool
     state_dtype: str | None = None
-    fused: bool = False
+    fused: bool | None = None
     layout: str = "auto"
 
     def __post_init__(self) -> None:

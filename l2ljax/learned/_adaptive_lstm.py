@@ -19,7 +19,7 @@ def adaptive_lstm(
     p: float = 10.0,
     bounded: bool = True,
     state_dtype: DTypeLike | None = None,
-    fused: bool = False,
+    fused: bool | None = None,
     layout: str = "auto",
 ) -> LearnedOptimizer:
     r"""The coordinate-wise LSTM with richer inputs: of Andrychowicz et al. and of RNNprop at once.
@@ -82,7 +82,7 @@ def adaptive_lstm(
         output_scale=output_scale,
         bounded=bool(bounded),
         state_dtype=stored,
-        fused=bool(fused),
+        fused=fused,
         layout=layout,
     )
     return design.optimizer(

@@ -11,7 +11,7 @@ import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from l2ljax import _checks
+from l2ljax import _checks, kernels
 from l2ljax.core import (
     CoordinatewiseTransformation,
     LearnedOptimizer,
@@ -54,7 +54,7 @@ def lstm(
     input_scale: float = 1.0,
     averaging: int = 0,
     state_dtype: DTypeLike | None = None,
-    fused: bool = False,
+    fused: bool | None = None,
     layout: str = "auto",
 ) -> LearnedOptimizer:
     r"""An LSTM proposes each coordinate's update.
@@ -83,9 +83,11 @@ def lstm(
             inside `optax.masked` the mean is over the leaves that are left.
         state_dtype: of the state between steps, such as `jnp.bfloat16`, which halves it; None: that
             of the computation, float32, or float64 where params or φ are.
-        fused: whether an NVIDIA GPU runs a step as one program (`l2ljax.kernels`), in single
-            precision and without averaging cells. Results are the same up to rounding, and it is
-            no part of `spec`. Not for params that are split over devices. Off until it is measured.
+        fused: whether a program of `l2ljax.kernels` runs a step, in single precision and without
+            averaging cells. None: that of the CPU, once `l2ljax build` has built it, in a process
+            with one device or inside `jax.shard_map`, as `meta.train(mesh=...)` is; True: that of
+            an NVIDIA GPU, too, which was never measured, and not for params that are split over
+            devices; False: none. Results are the same up to rounding, and it is no part of `spec`.
         layout: how the state is laid out. `"leaves"`: each leaf's with the axes of the leaf, behind
             that of the units, so that a leaf that is split over devices has a state that is split
             alike; `"flat"`: that of all leaves in one array, which takes least time to compile and
@@ -162,7 +164,7 @@ def lstm(
             output_scale=float(output_scale),
             averaging=int(averaging),
             state_dtype=stored,
-            fused=bool(fused),
+            fused=fused,
             layout=layout,
         ),
         spec=spec,
@@ -195,7 +197,7 @@ def _bind(
     output_scale: float,
     averaging: int,
     state_dtype: str | None,
-    fused: bool,
+    fused: bool | None,
     layout: str,
 ) -> optax.GradientTransformation:
     kind = optax.GradientTransformation if averaging else CoordinatewiseTransformation
@@ -239,7 +241,10 @@ def _update(
     dtype = _coordinates.working_dtype(memories)
     step = closure(_step, _coordinates.cast(phi, dtype), **settings)
     gradients = _coordinates.batches(updates, dtype, layout)
-    found = _coordinates.each(step if settings["averaging"] else tiled(step), memories, gradients)
+    # The program of `kernels` has tiles of its own.
+    fused = settings["fused"] is not False and kernels.cpu_serves(gradients)
+    step = step if settings["averaging"] or fused else tiled(step)
+    found = _coordinates.each(step, memories, gradients)
     (layers, *large), steps = zip(*found, strict=True)
     return _coordinates.unbatch(steps, updates, layout), LSTMState(layers, tuple(large))
 
@@ -253,7 +258,7 @@ def _step(
     features: _Features,
     output_scale: float,
     averaging: int,
-    fused: bool,
+    fused: bool | None,
 ) -> tuple[Layers, Float[Array, "*coordinates"]]:
     """The network's new memory and the updates of one batch of coordinates."""
     new, output = lstm_apply(

@@ -7,7 +7,11 @@ layer for all of them, coordinates last, the layout that is fastest on a CPU.
 `tests/test_networks.py` proves the two equal.
 """
 
+import dataclasses
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +19,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from l2ljax import kernels
 from l2ljax.core import Key, Phi
 from l2ljax.networks._common import scaled_normal
 
@@ -140,7 +145,7 @@ def lstm_apply(
     *,
     hidden: tuple[int, ...],
     averaging: int = 0,
-    fused: bool = False,
+    fused: bool | None = None,
 ) -> tuple[tuple[tuple[Array, Array], ...], Float[Array, "*coordinates"]]:
     r"""One step of the coordinate LSTM.
 
@@ -157,25 +162,37 @@ def lstm_apply(
         averaging: the first so many h of each layer are replaced by their mean over all
             coordinates, for the next layer and for the next step. The network is then one of all
             coordinates together, and `jax.vmap` over them is another.
-        fused: whether float32 on an NVIDIA GPU goes through the program of `kernels.lstm`, without
-            averaging; everything else does as always.
+        fused: whether a program of `kernels` may compute it, which it does in float32 and without
+            averaging. None: that of the CPU, where it was built and serves (`kernels.cpu_serves`);
+            True: on an NVIDIA GPU its own, too, which was never measured; False: none.
 
     Returns:
         The new carries and one output a coordinate.
     """
-    network = _CoordinateLSTM(hidden, averaging)
-    if fused and not averaging and x.dtype == jnp.float32:
-        # Here, because Pallas takes a while to import, and few want it.
-        from l2ljax import kernels
+    network = _Network(_CoordinateLSTM(hidden, averaging))
+    if averaging or fused is False or x.dtype != jnp.float32 or not x.size:
+        return network(phi, carries, x)
+    usual: Callable[..., Any] = network
+    if kernels.cpu_serves((phi, carries, x)):
+        usual = functools.partial(kernels.cpu_lstm, network)
+    if not fused:
+        return usual(phi, carries, x)
+    # Here, because Pallas takes a while to import, and few want it.
+    from l2ljax.kernels import gpu
 
-        return jax.lax.platform_dependent(
-            phi,
-            carries,
-            x,
-            cuda=kernels.lstm,
-            default=lambda phi, *state: network.apply({"params": phi}, *state),
-        )
-    return network.apply({"params": phi}, carries, x)  # type: ignore[return-value]
+    return jax.lax.platform_dependent(phi, carries, x, cuda=gpu.lstm, default=usual)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """The coordinate LSTM as a function, equal where the network is."""
+
+    module: _CoordinateLSTM
+
+    def __call__(
+        self, phi: Phi, carries: tuple[tuple[Array, ...], ...], x: Array
+    ) -> tuple[tuple[tuple[Array, Array], ...], Array]:
+        return self.module.apply({"params": phi}, carries, x)  # type: ignore[return-value]
 
 
 class _CoordinateMLP(nn.Module):

@@ -18,6 +18,8 @@ OPTIMIZERS = {
 @pytest.fixture
 def tiles(monkeypatch):
     """Tiles of 8 coordinates, for batches of 20 and more, as on one device."""
+    # The program of `kernels` has tiles of its own.
+    monkeypatch.setattr("l2ljax.kernels._build.load", lambda: False)
     monkeypatch.setattr(_tiles, "_LEAST", 20)
     monkeypatch.setattr(_tiles.in_tiles, "__defaults__", (8,))
     monkeypatch.setattr(jax, "device_count", lambda: 1)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from l2ljax import kernels, learned
+from l2ljax import learned
+from l2ljax.kernels import gpu
 from l2ljax.networks import lstm_apply, lstm_init
 
 SIZES = {
@@ -44,11 +45,11 @@ def assert_close(found, expected):
 )
 def test_values_and_gradients_are_those_of_the_network(case, monkeypatch):
     # Three tiles for two programs: one has two of them, and the last tile is not full.
-    monkeypatch.setattr(kernels, "PROGRAMS", 2)
+    monkeypatch.setattr(gpu, "PROGRAMS", 2)
     hidden, features, shape = SIZES[case]
     arguments = inputs(hidden, features, shape)
     expected, pull = jax.vjp(lambda *a: lstm_apply(*a, hidden=hidden), *arguments)
-    found, pull_fused = jax.vjp(lambda *a: kernels.lstm(*a, True), *arguments)
+    found, pull_fused = jax.vjp(lambda *a: gpu.lstm(*a, True), *arguments)
     assert_close(found, expected)
     rng = np.random.default_rng(1)
     gradients = jax.tree.map(
@@ -59,7 +60,7 @@ def test_values_and_gradients_are_those_of_the_network(case, monkeypatch):
 
 def test_both_programs_are_lowered_for_cuda():
     def loss(arguments):
-        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(kernels.lstm(*arguments)))
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(gpu.lstm(*arguments)))
 
     traced = jax.jit(jax.value_and_grad(loss)).trace(inputs((20, 20), 2, (1000,)))
     text = traced.lower(lowering_platforms=("cuda",)).as_text()

@@ -1,0 +1,10 @@
+"""The step of the coordinate LSTM as one program: in C++ for a CPU, in Pallas for an NVIDIA GPU.
+
+`networks.lstm_apply` defines what they compute, chooses between them, and is what runs elsewhere.
+The CPU's program has to be built once for each environment, by `build()` or `l2ljax build`.
+"""
+
+from l2ljax.kernels._build import build, load
+from l2ljax.kernels._cpu import cpu_lstm, cpu_serves
+
+__all__ = ["build", "cpu_lstm", "cpu_serves", "gpu", "load"]

@@ -1,0 +1,100 @@
+"""Compiling `lstm.cc` for this machine, and loading it."""
+
+import ctypes
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import tempfile
+
+import jax
+
+FORWARD, BACKWARD = "l2ljax_lstm_forward", "l2ljax_lstm_backward"
+
+_SOURCE = pathlib.Path(__file__).with_name("lstm.cc")
+_FOLDER = pathlib.Path(__file__).with_name("built")
+_COMPILERS = ("c++", "g++", "clang++")
+# What x86-64 processors have in common, from the newest on, and what a compiler says of them.
+_LEVELS = {
+    "x86-64-v4": {"__AVX512F__", "__AVX512BW__", "__AVX512CD__", "__AVX512DQ__", "__AVX512VL__"},
+    "x86-64-v3": {"__AVX2__", "__FMA__", "__BMI2__"},
+}
+
+
+def build(compiler: str | None = None) -> pathlib.Path:
+    """Compiles the CPU's program, for this machine and this version of jaxlib.
+
+    Programs that are traced afterwards use it, in this process and in later ones. It stays beside
+    the package, so an environment keeps what was built for it; another version of jaxlib needs it
+    to be built again.
+
+    Args:
+        compiler: a C++17 compiler, GCC 12 or later or Clang; default: the first of `c++`, `g++` and
+            `clang++` that is found.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        FileNotFoundError: if there is no such compiler.
+        OSError: if it fails, if what it makes does not run here, or if the package's folder cannot
+            be written.
+    """
+    found = next(filter(None, map(shutil.which, [compiler] if compiler else _COMPILERS)), None)
+    if found is None:
+        tried = f"no {compiler!r}" if compiler else "none of " + ", ".join(_COMPILERS)
+        raise FileNotFoundError(f"compiler must be a C++ compiler that is installed; found {tried}")
+    _FOLDER.mkdir(exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=_FOLDER)
+    os.close(descriptor)
+    try:
+        options = ["-std=c++17", "-O3", "-fPIC", "-shared", "-w", *_machine(found)]
+        command = [found, *options, "-isystem", jax.ffi.include_dir(), str(_SOURCE)]
+        done = subprocess.run([*command, "-o", temporary], capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(f"{found} failed:\n{done.stderr.strip()}")
+        if not ctypes.CDLL(temporary).l2ljax_runs_here():
+            raise OSError(f"{found} made a program that does not run on this processor")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, _path())
+    finally:
+        pathlib.Path(temporary).unlink(missing_ok=True)
+    load.cache_clear()
+    return _path()
+
+
+@functools.cache
+def load() -> bool:
+    """Whether the program was built for this machine and this jaxlib; XLA then knows it."""
+    if not _path().exists():
+        return False
+    library = ctypes.CDLL(str(_path()))
+    if not library.l2ljax_runs_here():
+        return False
+    for name in (FORWARD, BACKWARD):
+        capsule = jax.ffi.pycapsule(getattr(library, name))
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")
+    return True
+
+
+def _path() -> pathlib.Path:
+    """A name for each source, version of jaxlib and kind of processor."""
+    jaxlib = importlib.metadata.version("jaxlib")
+    about = f"{jaxlib} {platform.system()} {platform.machine()}\n"
+    tag = hashlib.sha256(about.encode() + _SOURCE.read_bytes()).hexdigest()[:12]
+    return _FOLDER / f"lstm-{tag}.so"
+
+
+def _machine(compiler: str) -> list[str]:
+    """Options for the instructions that this processor has."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return []
+    command = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+    done = subprocess.run(command, capture_output=True, text=True)
+    macros = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("#define")}
+    levels = [level for level, needed in _LEVELS.items() if needed <= macros]
+    return [f"-march={levels[0]}", "-mtune=native"] if levels else []

@@ -1,0 +1,239 @@
+"""The coordinate LSTM as one program of a CPU: a primitive of JAX around compiled C++.
+
+`lstm.cc` has the program and says how it works. The primitive is defined by the network that it
+computes, and is that network wherever the program does not serve: on other platforms, in exported
+programs, for derivatives of higher order, and mapped over axes that the weights have too.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float, PyTree
+
+from l2ljax.kernels import _build
+
+Carries = tuple[tuple[Array, Array], ...]
+Network = Callable[[PyTree, Carries, Array], tuple[Carries, Array]]
+
+
+def cpu_serves(tree: PyTree) -> bool:
+    """Whether `cpu_lstm` may take the place of the network for these arrays.
+
+    It may in single precision, if the program was built, for arrays that XLA does not split: in a
+    process with one device, or inside `jax.shard_map` without checks of what varies. Elsewhere a
+    trace does not tell where its arrays will be, and XLA would gather them.
+    """
+    leaves = jax.tree.leaves(tree)
+    if any(leaf.dtype != jnp.float32 for leaf in leaves):
+        return False
+    whole = jax.device_count() == 1 or jax.sharding.get_abstract_mesh().manual_axes
+    return bool(whole) and not any(map(_varies, leaves)) and _build.load()
+
+
+def _varies(leaf: Array) -> bool:
+    """Whether a type says along which axes of a mesh it varies."""
+    kind: Any = jax.typeof(leaf)
+    # One or the other, by the version of JAX.
+    manual = getattr(kind, "manual_axis_type", None)
+    return bool(getattr(kind, "vma", ()) if manual is None else manual.varying)
+
+
+def cpu_lstm(
+    network: Network,
+    phi: PyTree,
+    carries: Carries,
+    x: Float[Array, "features *coordinates"],
+) -> tuple[Carries, Float[Array, "*coordinates"]]:
+    """`network(phi, carries, x)`, where it is `networks.lstm_apply` without averaging cells.
+
+    Args:
+        network: the definition; hashable, equal where the network is.
+        phi: as `networks.lstm_init` draws it.
+        carries: for each layer `(cell, hidden)`, features first.
+        x: features of each coordinate, features first.
+
+    Returns:
+        The new carries and one output a coordinate, differentiable any number of times.
+    """
+    outputs = _lstm.bind(*_flat(phi, carries, x), network=network)
+    return _pairs(outputs[:-1]), outputs[-1]
+
+
+# Flat lists stand for (phi, carries, x): kernel and bias of each layer, those of the output, x,
+# cell and hidden of each layer; of L layers 4 L + 3 arrays, and 2 L + 1 for (carries, output).
+
+
+def _flat(phi: PyTree, carries: Carries, x: Array) -> list[Array]:
+    layers = [phi[f"lstm_{layer}"] for layer in range(len(carries))]
+    weights = [leaf for layer in layers for leaf in (layer["kernel"], layer["bias"])]
+    states = [leaf for carry in carries for leaf in carry]
+    return [*weights, phi["output_kernel"], phi["output_bias"], x, *states]
+
+
+def _tree(flat: Any) -> tuple[PyTree, Carries, Array]:
+    count = _layers(flat)
+    phi = {
+        f"lstm_{layer}": {"kernel": flat[2 * layer], "bias": flat[2 * layer + 1]}
+        for layer in range(count)
+    }
+    phi |= {"output_kernel": flat[2 * count], "output_bias": flat[2 * count + 1]}
+    return phi, _pairs(flat[2 * count + 3 :]), flat[2 * count + 2]
+
+
+def _layers(flat: Any) -> int:
+    return (len(flat) - 3) // 4
+
+
+def _pairs(leaves: Any) -> Any:
+    return tuple(zip(leaves[::2], leaves[1::2], strict=True))
+
+
+# What the three primitives are: the network, its derivative along a direction, and the transpose of
+# that. The direction, and what the transpose takes, follow the arguments of the network.
+
+
+def _values(*flat: Array, network: Network) -> list[Array]:
+    carries, output = network(*_tree(flat))
+    return [*(leaf for carry in carries for leaf in carry), output]
+
+
+def _along(*flat: Array, network: Network) -> list[Array]:
+    half = len(flat) // 2
+    values = functools.partial(_values, network=network)
+    return jax.jvp(values, flat[:half], flat[half:])[1]
+
+
+def _pulled_back(*flat: Array, network: Network) -> list[Array]:
+    # Of 4 L + 3 arguments and 2 L + 1 gradients.
+    count = 4 * ((len(flat) - 4) // 6) + 3
+    values = functools.partial(_values, network=network)
+    return list(jax.vjp(values, *flat[:count])[1](list(flat[count:])))
+
+
+def _primitive(name: str, definition: Callable[..., list[Array]]) -> Primitive:
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames="network"))
+    mlir.register_lowering(primitive, mlir.lower_fun(definition, multiple_results=True))
+
+    def differentiate(primals: Any, tangents: Any, *, network: Network) -> Any:
+        tangents = map(ad.instantiate_zeros, tangents)
+        return jax.jvp(functools.partial(definition, network=network), primals, tuple(tangents))
+
+    def map_over(arguments: Any, axes: Any, *, network: Network) -> Any:
+        found = jax.vmap(functools.partial(definition, network=network), axes)(*arguments)
+        return found, [0] * len(found)
+
+    ad.primitive_jvps[primitive] = differentiate
+    batching.primitive_batchers[primitive] = map_over
+    return primitive
+
+
+_lstm = _primitive("l2ljax_lstm", _values)
+_derivative = _primitive("l2ljax_lstm_derivative", _along)
+_transpose = _primitive("l2ljax_lstm_transpose", _pulled_back)
+
+
+def _lstm_shapes(*flat: Any, network: Network) -> list[Any]:
+    del network
+    x, *states = flat[2 * _layers(flat) + 2 :]
+    return [*states, x.update(shape=x.shape[1:])]
+
+
+def _derivative_shapes(*flat: Any, network: Network) -> list[Any]:
+    return _lstm_shapes(*flat[: len(flat) // 2], network=network)
+
+
+def _transpose_shapes(*flat: Any, network: Network) -> list[Any]:
+    del network
+    return list(flat[: 4 * ((len(flat) - 4) // 6) + 3])
+
+
+_lstm.def_abstract_eval(_lstm_shapes)
+_derivative.def_abstract_eval(_derivative_shapes)
+_transpose.def_abstract_eval(_transpose_shapes)
+
+
+def _differentiate(primals: Any, tangents: Any, *, network: Network) -> Any:
+    tangents = map(ad.instantiate_zeros, tangents)
+    values = _lstm.bind(*primals, network=network)
+    return values, _derivative.bind(*primals, *tangents, network=network)
+
+
+ad.primitive_jvps[_lstm] = _differentiate
+
+
+def _pull_back(gradients: Any, *flat: Any, network: Network) -> list[Any]:
+    half = len(flat) // 2
+    gradients = map(ad.instantiate_zeros, gradients)
+    found = _transpose.bind(*flat[:half], *gradients, network=network)
+    linear = [ad.is_undefined_primal(leaf) for leaf in flat[half:]]
+    return [None] * half + [
+        leaf if wanted else None for leaf, wanted in zip(found, linear, strict=True)
+    ]
+
+
+ad.primitive_transposes[_derivative] = _pull_back
+
+
+def _map_over(arguments: Any, axes: Any, *, network: Network) -> Any:
+    """An axis of coordinates alone is one axis of coordinates more."""
+    weights = 2 * _layers(arguments) + 2
+    if any(axis is not None for axis in axes[:weights]):
+        definition = functools.partial(_values, network=network)
+        found = jax.vmap(definition, axes)(*arguments)
+        return found, [0] * len(found)
+    (size,) = {a.shape[axis] for a, axis in zip(arguments, axes, strict=True) if axis is not None}
+    of_coordinates = [
+        jnp.broadcast_to(a[..., None], (*a.shape, size))
+        if axis is None
+        else jnp.moveaxis(a, axis, -1)
+        for a, axis in zip(arguments[weights:], axes[weights:], strict=True)
+    ]
+    found = _lstm.bind(*arguments[:weights], *of_coordinates, network=network)
+    return found, [leaf.ndim - 1 for leaf in found]
+
+
+batching.primitive_batchers[_lstm] = _map_over
+
+
+def _compiled(
+    target: str, definition: Callable[..., list[Array]], aliases: Callable[[int], dict[int, int]]
+) -> Callable[..., Any]:
+    """How a primitive becomes a call of the program, or its definition where none may be."""
+    otherwise = mlir.lower_fun(definition, multiple_results=True)
+
+    def lower(context: Any, *flat: Any, network: Network) -> Any:
+        parameters = context.module_context.lowering_parameters
+        if getattr(parameters, "for_export", False) or not _build.load():
+            return otherwise(context, *flat, network=network)
+        call = jax.ffi.ffi_lowering(target, operand_output_aliases=aliases(len(flat)))
+        # They share the threads of one pool.
+        devices = np.int64(len(jax.local_devices(backend="cpu")))
+        return call(context, *flat, devices=devices)
+
+    return lower
+
+
+def _forward_aliases(count: int) -> dict[int, int]:
+    """New states take the places of the old ones."""
+    layers = (count - 3) // 4
+    return {2 * layers + 3 + i: i for i in range(2 * layers)}
+
+
+def _backward_aliases(count: int) -> dict[int, int]:
+    """Gradients by the old states take the places of those by the new ones."""
+    layers = (count - 4) // 6
+    return {4 * layers + 3 + i: 2 * layers + 3 + i for i in range(2 * layers)}
+
+
+mlir.register_lowering(_lstm, _compiled(_build.FORWARD, _values, _forward_aliases), platform="cpu")
+mlir.register_lowering(
+    _transpose, _compiled(_build.BACKWARD, _pulled_back, _backward_aliases), platform="cpu"
+)

@@ -1,0 +1,603 @@
+// The coordinate LSTM and its transposed derivative on a CPU, as calls of XLA's foreign functions.
+//
+// A step of the network as XLA runs it is a dozen passes over arrays with a row for each gate of
+// each unit. Here a tile of coordinates goes through all layers while it is in the cache: state is
+// read once, gates stay in registers (forwards) or near (backwards, where they are computed again),
+// and the new state is written once. Coordinates are last, so a vector holds neighbouring ones.
+//
+// `_cpu.py` has the order of arguments and results, and what they are; `_build.py` compiles this.
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+namespace ffi = xla::ffi;
+using Buffer = ffi::Buffer<ffi::F32>;
+using std::size_t;
+
+#define INLINE inline __attribute__((always_inline))
+
+// Vectors as wide as the machine's. An operand that `IN_REGISTER` names is loaded once: compilers
+// would load it again for each product.
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#define IN_REGISTER(x) __asm__("" : "+v"(x))
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#define IN_REGISTER(x) __asm__("" : "+x"(x))
+#else
+constexpr int LANES = 4;
+#define IN_REGISTER(x)
+#endif
+
+typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
+typedef std::int32_t Integers __attribute__((vector_size(4 * LANES), may_alias));
+typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+INLINE Vector all(float x) { return x - Vector{}; }
+
+// The larger and the smaller of two; y where one of them is not a number.
+#if defined(__AVX512F__)
+INLINE Vector larger(Vector x, Vector y) { return _mm512_max_ps(x, y); }
+INLINE Vector smaller(Vector x, Vector y) { return _mm512_min_ps(x, y); }
+#elif defined(__AVX__)
+INLINE Vector larger(Vector x, Vector y) { return _mm256_max_ps(x, y); }
+INLINE Vector smaller(Vector x, Vector y) { return _mm256_min_ps(x, y); }
+#else
+INLINE Vector larger(Vector x, Vector y) { return x > y ? x : y; }
+INLINE Vector smaller(Vector x, Vector y) { return x < y ? x : y; }
+#endif
+
+// exp(x) - 1 in two parts: exp(x) = scale (1 + rest), of |x| below 80.
+struct Power {
+  Vector scale, rest;
+};
+
+INLINE Power power(Vector x) {
+  // The nearest whole number of halvings: of a number as large the last bits count ones.
+  Vector shifted = x * 1.44269504f + 12582912.0f;
+  Vector n = shifted - 12582912.0f;
+  // log 2 in two parts, the first of few bits, so that the difference is exact.
+  Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  // exp(r) - 1 = r + r² q(r) on [-log(2) / 2, log(2) / 2], q with the least relative error.
+  Vector q = all(1.3981999e-3f);
+  q = q * r + 8.3334519e-3f;
+  q = q * r + 4.1665795e-2f;
+  q = q * r + 1.6666665e-1f;
+  q = q * r + 0.5f;
+  Integers scale = ((Integers)shifted << 23) + 0x3f800000;
+  return {(Vector)scale, r * r * q + r};
+}
+
+// 1 + exp(-x), so that σ(x) is one over it.
+INLINE Vector one_plus_exp_minus(Vector x) {
+  Power e = power(smaller(all(60.0f), larger(all(-60.0f), -x)));
+  return e.scale * e.rest + e.scale + 1.0f;
+}
+
+// exp(2 x) - 1 =: e, so that tanh(x) is e / (e + 2), to the last bits where x is small.
+INLINE Vector expm1_of_twice(Vector x) {
+  Power e = power(smaller(all(20.0f), larger(all(-20.0f), x + x)));
+  return e.scale * e.rest + (e.scale - 1.0f);
+}
+
+// Two vectors, one number for each coordinate of a tile: with four sums of these all registers of
+// the multipliers are busy.
+constexpr int TILE = 2 * LANES;
+
+struct Pair {
+  Vector a, b;
+};
+
+INLINE Pair both(float x) { return {all(x), all(x)}; }
+INLINE Pair operator+(Pair x, Pair y) { return {x.a + y.a, x.b + y.b}; }
+INLINE Pair operator-(Pair x, Pair y) { return {x.a - y.a, x.b - y.b}; }
+INLINE Pair operator*(Pair x, Pair y) { return {x.a * y.a, x.b * y.b}; }
+INLINE Pair operator/(Pair x, Pair y) { return {x.a / y.a, x.b / y.b}; }
+INLINE Pair operator+(Pair x, float y) { return x + both(y); }
+INLINE Pair operator*(float x, Pair y) { return both(x) * y; }
+INLINE Pair operator-(float x, Pair y) { return both(x) - y; }
+INLINE Pair operator/(float x, Pair y) { return both(x) / y; }
+INLINE Pair one_plus_exp_minus(Pair x) {
+  return {one_plus_exp_minus(x.a), one_plus_exp_minus(x.b)};
+}
+INLINE Pair expm1_of_twice(Pair x) { return {expm1_of_twice(x.a), expm1_of_twice(x.b)}; }
+
+INLINE void add_product(Pair &sum, float weight, Pair x) {
+  Vector w = all(weight);
+  IN_REGISTER(w);
+  sum.a += w * x.a;
+  sum.b += w * x.b;
+}
+
+// sums += weights x, for the four weights that begin at `weights`.
+struct Four {
+  Pair p, q, r, s;
+};
+
+INLINE void add_products(Four &sums, const float *weights, Pair x) {
+  IN_REGISTER(x.a);
+  IN_REGISTER(x.b);
+  add_product(sums.p, weights[0], x);
+  add_product(sums.q, weights[1], x);
+  add_product(sums.r, weights[2], x);
+  add_product(sums.s, weights[3], x);
+}
+
+// A tile of one row: `count` numbers that exist, zeros after them. The place that is wanted after
+// the next tile is asked for now: a tile touches some hundred rows, more than the machine foresees.
+INLINE Pair load(const float *row, int count) {
+  __builtin_prefetch(row + 2 * TILE);
+  __builtin_prefetch(row + 3 * TILE - 1);
+  if (count == TILE) return {*(const Unaligned *)row, *(const Unaligned *)(row + LANES)};
+  Pair x{};
+  std::memcpy(&x, row, sizeof(float) * count);
+  return x;
+}
+
+INLINE void store(float *row, Pair x, int count) {
+  __builtin_prefetch(row + 2 * TILE, 1);
+  __builtin_prefetch(row + 3 * TILE - 1, 1);
+  if (count == TILE) {
+    *(Unaligned *)row = x.a;
+    *(Unaligned *)(row + LANES) = x.b;
+  } else {
+    std::memcpy(row, &x, sizeof(float) * count);
+  }
+}
+
+constexpr int multiple(int size, int of) { return (size + of - 1) / of * of; }
+
+// The weights of a layer, copied into the order in which they are read.
+struct Layer {
+  int inputs, units, depth;      // depth: inputs and hidden units
+  std::vector<float> forward;    // [units][1 + depth][4]: biases, then weights, of the four gates
+  std::vector<float> backward;   // [depth / 4, rounded up][4 units][4]
+
+  int gates() const { return 4 * units; }
+
+  Layer(const Buffer &kernel, const Buffer &bias, bool transposed)
+      : units(int(kernel.dimensions()[1] / 4)), depth(int(kernel.dimensions()[0])) {
+    inputs = depth - units;
+    const float *w = kernel.typed_data(), *b = bias.typed_data();
+    forward.resize(size_t(1 + depth) * gates());
+    for (int gate = 0; gate < 4; ++gate)
+      for (int unit = 0; unit < units; ++unit) {
+        int r = gate * units + unit;
+        float *to = forward.data() + size_t(unit) * (1 + depth) * 4 + gate;
+        *to = b[r];
+        for (int k = 0; k < depth; ++k) *(to += 4) = w[k * gates() + r];
+      }
+    if (!transposed) return;
+    backward.resize(size_t(multiple(depth, 4)) * gates());
+    for (int k = 0; k < depth; ++k) {
+      float *to = backward.data() + size_t(k / 4) * gates() * 4 + k % 4;
+      for (int r = 0; r < gates(); ++r) to[4 * r] = w[k * gates() + r];
+    }
+  }
+};
+
+struct Network {
+  std::vector<Layer> layers;
+  const float *output, *output_bias;
+  int features, widest = 0, deepest = 0;
+
+  Network(const ffi::RemainingArgs &arguments, int count, bool transposed) {
+    auto get = [&](int i) { return arguments.get<Buffer>(i).value(); };
+    for (int l = 0; l < count; ++l) {
+      layers.emplace_back(get(2 * l), get(2 * l + 1), transposed);
+      widest = std::max(widest, layers[l].units);
+      deepest = std::max(deepest, layers[l].depth);
+    }
+    output = get(2 * count).typed_data();
+    output_bias = get(2 * count + 1).typed_data();
+    features = layers[0].inputs;
+  }
+};
+
+// i, f, g, o before their activations.
+INLINE Four preactivations(const Layer &layer, const Pair *inputs, int unit) {
+  const float *w = layer.forward.data() + size_t(unit) * (1 + layer.depth) * 4;
+  Four z = {both(w[0]), both(w[1]), both(w[2]), both(w[3])};
+  for (int k = 0; k < layer.depth; ++k) add_products(z, w += 4, inputs[k]);
+  return z;
+}
+
+// The rows of some arrays [rows, n], from the first coordinate of a tile on.
+template <typename Number>
+struct Rows {
+  Number *start;
+  std::int64_t n;
+  Number *operator[](int row) const { return start + row * n; }
+};
+
+// All that a call reads and writes. `states` are cell and hidden units of each layer in turn.
+struct Arrays {
+  std::int64_t n;
+  const float *x;
+  std::vector<const float *> states, by_new;
+  const float *by_y;
+  std::vector<float *> new_states, by_states;
+  float *y, *by_x;
+
+  Rows<const float> in(const float *array, std::int64_t at) const { return {array + at, n}; }
+  Rows<float> out(float *array, std::int64_t at) const { return {array + at, n}; }
+};
+
+size_t forward_scratch(const Network &net) {
+  return sizeof(Pair) * size_t(net.deepest + net.widest);
+}
+
+void forward(const Network &net, const Arrays &arrays, std::int64_t at, int count, Pair *scratch) {
+  Pair *inputs = scratch, *top = scratch + net.deepest;
+  auto x = arrays.in(arrays.x, at);
+  for (int f = 0; f < net.features; ++f) inputs[f] = load(x[f], count);
+  for (size_t l = 0; l < net.layers.size(); ++l) {
+    const Layer &layer = net.layers[l];
+    auto cells = arrays.in(arrays.states[2 * l], at);
+    auto hidden = arrays.in(arrays.states[2 * l + 1], at);
+    auto new_cells = arrays.out(arrays.new_states[2 * l], at);
+    auto new_hidden = arrays.out(arrays.new_states[2 * l + 1], at);
+    if (l) std::copy_n(top, layer.inputs, inputs);
+    for (int u = 0; u < layer.units; ++u) inputs[layer.inputs + u] = load(hidden[u], count);
+    for (int u = 0; u < layer.units; ++u) {
+      Four z = preactivations(layer, inputs, u);
+      // σ(f) c + σ(i) tanh(g), and σ(o) tanh(c), with one division for both factors.
+      Pair g = expm1_of_twice(z.r);
+      Pair cell = load(cells[u], count) / one_plus_exp_minus(z.q) +
+                  g / (one_plus_exp_minus(z.p) * (g + 2.0f));
+      Pair c = expm1_of_twice(cell);
+      top[u] = c / (one_plus_exp_minus(z.s) * (c + 2.0f));
+      store(new_cells[u], cell, count);
+      store(new_hidden[u], top[u], count);
+    }
+  }
+  Pair y = both(*net.output_bias);
+  for (int u = 0; u < net.layers.back().units; ++u) add_product(y, net.output[u], top[u]);
+  store(arrays.y + at, y, count);
+}
+
+// Gradients by the weights, summed over a range of coordinates. Kernels have rows and columns that do
+// not exist, up to whole blocks of `add_outer`.
+constexpr int BLOCK = 8;
+
+struct Sums {
+  std::vector<std::vector<float>> kernels, biases;
+  std::vector<float> output;
+  float output_bias = 0;
+
+  explicit Sums(const Network &net) : output(net.layers.back().units) {
+    for (const Layer &layer : net.layers) {
+      int width = multiple(layer.gates(), LANES);
+      kernels.emplace_back(size_t(multiple(layer.depth, BLOCK)) * width);
+      biases.emplace_back(width);
+    }
+  }
+};
+
+INLINE float sum(Pair x) {
+  Vector both = x.a + x.b;
+  float total = 0;
+  for (int j = 0; j < LANES; ++j) total += both[j];
+  return total;
+}
+
+// Exchanges bit S of row and column, in the matrix of LANES vectors.
+template <int S, int... J>
+INLINE void exchange(Vector *rows, std::integer_sequence<int, J...>) {
+  for (int i = 0; i < LANES; ++i) {
+    if (i & S) continue;
+    Vector a = rows[i], b = rows[i | S];
+    rows[i] = __builtin_shufflevector(a, b, (J & S ? LANES + (J ^ S) : J)...);
+    rows[i | S] = __builtin_shufflevector(a, b, (J & S ? LANES + J : J ^ S)...);
+  }
+}
+
+template <int S = 1>
+INLINE void transpose(Vector *rows) {
+  exchange<S>(rows, std::make_integer_sequence<int, LANES>());
+  if constexpr (2 * S < LANES) transpose<2 * S>(rows);
+}
+
+// sums[k][r] += Σ_b rows[k][b] columns[b][r] of BLOCK k, LANES r and all b of a tile.
+INLINE void add_outer(const float *rows, const float *columns, int width, float *sums) {
+  auto at = [&](int k) -> Unaligned & { return *(Unaligned *)(sums + size_t(k) * width); };
+  Vector s0 = at(0), s1 = at(1), s2 = at(2), s3 = at(3);
+  Vector s4 = at(4), s5 = at(5), s6 = at(6), s7 = at(7);
+  for (int b = 0; b < TILE; ++b, ++rows, columns += width) {
+    Vector d = *(const Unaligned *)columns;
+    IN_REGISTER(d);
+    s0 += rows[0 * TILE] * d;
+    s1 += rows[1 * TILE] * d;
+    s2 += rows[2 * TILE] * d;
+    s3 += rows[3 * TILE] * d;
+    s4 += rows[4 * TILE] * d;
+    s5 += rows[5 * TILE] * d;
+    s6 += rows[6 * TILE] * d;
+    s7 += rows[7 * TILE] * d;
+  }
+  at(0) = s0, at(1) = s1, at(2) = s2, at(3) = s3;
+  at(4) = s4, at(5) = s5, at(6) = s6, at(7) = s7;
+}
+
+// Gates, and tanh of the new cell.
+struct Kept {
+  Pair i, f, g, o, t;
+};
+
+size_t backward_scratch(const Network &net) {
+  size_t pairs = net.widest + multiple(net.deepest, 4) + 4 * size_t(net.widest);
+  for (const Layer &layer : net.layers) pairs += multiple(layer.depth, BLOCK) + 5 * layer.units;
+  return sizeof(Pair) * pairs + sizeof(float) * TILE * multiple(4 * net.widest, LANES);
+}
+
+void backward(const Network &net, const Arrays &arrays, std::int64_t at, int count, Pair *scratch,
+              Sums &sums) {
+  int count_of_layers = int(net.layers.size());
+  std::vector<Pair *> inputs(count_of_layers);
+  std::vector<Kept *> kept(count_of_layers);
+  auto take = [&](size_t pairs) { return std::exchange(scratch, scratch + pairs); };
+  for (int l = 0; l < count_of_layers; ++l) {
+    inputs[l] = take(multiple(net.layers[l].depth, BLOCK));
+    kept[l] = (Kept *)take(5 * net.layers[l].units);
+  }
+  Pair *top = take(net.widest), *below = take(multiple(net.deepest, 4));
+  Pair *by_gates = take(4 * net.widest);
+  float *turned = (float *)scratch;  // [TILE][gates], the same with coordinates first
+
+  // The step again.
+  auto x = arrays.in(arrays.x, at);
+  for (int f = 0; f < net.features; ++f) inputs[0][f] = load(x[f], count);
+  for (int l = 0; l < count_of_layers; ++l) {
+    const Layer &layer = net.layers[l];
+    auto cells = arrays.in(arrays.states[2 * l], at);
+    auto hidden = arrays.in(arrays.states[2 * l + 1], at);
+    for (int u = 0; u < layer.units; ++u) inputs[l][layer.inputs + u] = load(hidden[u], count);
+    std::fill(inputs[l] + layer.depth, inputs[l] + multiple(layer.depth, BLOCK), Pair{});
+    Pair *outputs = l + 1 < count_of_layers ? inputs[l + 1] : top;
+    for (int u = 0; u < layer.units; ++u) {
+      Four z = preactivations(layer, inputs[l], u);
+      Kept k;
+      Pair i = one_plus_exp_minus(z.p), g = expm1_of_twice(z.r);
+      Pair r = 1.0f / (i * (g + 2.0f));
+      k.i = r * (g + 2.0f);
+      k.g = r * g * i;
+      k.f = 1.0f / one_plus_exp_minus(z.q);
+      Pair t = expm1_of_twice(k.f * load(cells[u], count) + k.i * k.g);
+      Pair o = one_plus_exp_minus(z.s);
+      r = 1.0f / (o * (t + 2.0f));
+      k.o = r * (t + 2.0f);
+      k.t = r * t * o;
+      kept[l][u] = k;
+      outputs[u] = k.o * k.t;
+    }
+  }
+
+  Pair by_y = load(arrays.by_y + at, count);
+  sums.output_bias += sum(by_y);
+  for (int u = 0; u < net.layers.back().units; ++u) {
+    sums.output[u] += sum(top[u] * by_y);
+    below[u] = net.output[u] * by_y;
+  }
+  for (int l = count_of_layers - 1; l >= 0; --l) {
+    const Layer &layer = net.layers[l];
+    int units = layer.units, gates = layer.gates(), width = multiple(gates, LANES);
+    auto cells = arrays.in(arrays.states[2 * l], at);
+    auto by_new_cells = arrays.in(arrays.by_new[2 * l], at);
+    auto by_new_hidden = arrays.in(arrays.by_new[2 * l + 1], at);
+    auto by_cells = arrays.out(arrays.by_states[2 * l], at);
+    auto by_hidden = arrays.out(arrays.by_states[2 * l + 1], at);
+    for (int u = 0; u < units; ++u) {
+      Kept k = kept[l][u];
+      Pair dh = below[u] + load(by_new_hidden[u], count);
+      Pair dc = load(by_new_cells[u], count) + dh * k.o * (1.0f - k.t * k.t);
+      by_gates[u] = dc * k.g * k.i * (1.0f - k.i);
+      by_gates[units + u] = dc * load(cells[u], count) * k.f * (1.0f - k.f);
+      by_gates[2 * units + u] = dc * k.i * (1.0f - k.g * k.g);
+      by_gates[3 * units + u] = dh * k.t * k.o * (1.0f - k.o);
+      store(by_cells[u], dc * k.f, count);
+    }
+
+    const float *w = layer.backward.data();
+    for (int k = 0; k < layer.depth; k += 4) {
+      Four s{};
+      for (int r = 0; r < gates; ++r, w += 4) add_products(s, w, by_gates[r]);
+      below[k] = s.p, below[k + 1] = s.q, below[k + 2] = s.r, below[k + 3] = s.s;
+    }
+    for (int u = 0; u < units; ++u) store(by_hidden[u], below[layer.inputs + u], count);
+
+    for (int half = 0; half < 2; ++half)
+      for (int r = 0; r < width; r += LANES) {
+        Vector rows[LANES];
+        for (int j = 0; j < LANES; ++j) {
+          const Pair &d = by_gates[std::min(r + j, gates - 1)];
+          rows[j] = half ? d.b : d.a;
+        }
+        transpose(rows);
+        for (int j = 0; j < LANES; ++j)
+          *(Unaligned *)(turned + (half * LANES + j) * width + r) = rows[j];
+      }
+    for (int r = 0; r < width; r += LANES) {
+      Unaligned &bias = *(Unaligned *)(sums.biases[l].data() + r);
+      for (int b = 0; b < TILE; ++b) bias += *(const Unaligned *)(turned + b * width + r);
+      for (int k = 0; k < layer.depth; k += BLOCK)
+        add_outer((const float *)(inputs[l] + k), turned + r, width,
+                  sums.kernels[l].data() + size_t(k) * width + r);
+    }
+  }
+  auto by_x = arrays.out(arrays.by_x, at);
+  for (int f = 0; f < net.features; ++f) store(by_x[f], below[f], count);
+}
+
+// The coordinates in ranges of whole tiles, which depend on their number alone: sums over a range,
+// and over ranges in their order, are the same whichever thread took which.
+struct Ranges {
+  std::int64_t n, size;
+  explicit Ranges(std::int64_t n) : n(n), size((n + 31) / 32) {
+    size = std::max<std::int64_t>(8 * TILE, (size + TILE - 1) / TILE * TILE);
+  }
+  int count() const { return int((n + size - 1) / size); }
+};
+
+// Calls `work(worker, range, at, count)` for each tile. The calling thread and helpers of XLA's pool
+// take a range at a time; helpers are those that begin before all are taken.
+template <typename Work>
+void for_each_tile(Ranges ranges, int helpers, ffi::ThreadPool pool, const Work &work) {
+  struct Shared {
+    std::atomic<int> next{0};
+    std::mutex mutex;
+    std::condition_variable done;
+    int running = 0;
+    bool over = false;
+  };
+  auto shared = std::make_shared<Shared>();
+  auto run = [ranges, &work](Shared &shared, int worker) {
+    for (int range; (range = shared.next++) < ranges.count();) {
+      std::int64_t at = range * ranges.size, end = std::min(ranges.n, at + ranges.size);
+      for (; at < end; at += TILE)
+        work(worker, range, at, int(std::min<std::int64_t>(TILE, end - at)));
+    }
+  };
+  for (int worker = 1; worker <= helpers; ++worker)
+    pool.Schedule([shared, worker, run] {
+      {
+        std::lock_guard<std::mutex> lock(shared->mutex);
+        if (shared->over) return;
+        ++shared->running;
+      }
+      run(*shared, worker);
+      std::lock_guard<std::mutex> lock(shared->mutex);
+      if (--shared->running == 0) shared->done.notify_one();
+    });
+  run(*shared, 0);
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->over = true;
+  shared->done.wait(lock, [&] { return shared->running == 0; });
+}
+
+// Threads besides the calling one: of this device's part of the pool, as many as have work.
+int helpers(ffi::ThreadPool pool, std::int64_t devices, Ranges ranges) {
+  std::int64_t threads = pool.num_threads() / devices;
+  return int(std::max<std::int64_t>(0, std::min<std::int64_t>(threads, ranges.count()) - 1));
+}
+
+struct Scratch {
+  std::unique_ptr<char[]> memory;
+  explicit Scratch(size_t size) : memory(new char[size + sizeof(Vector)]) {}
+  Pair *start() const {
+    auto address = reinterpret_cast<std::uintptr_t>(memory.get());
+    return (Pair *)((address + sizeof(Vector) - 1) / sizeof(Vector) * sizeof(Vector));
+  }
+};
+
+ffi::Error Forward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingArgs arguments,
+                   ffi::RemainingRets results) {
+  int layers = (int(arguments.size()) - 3) / 4, weights = 2 * layers + 2;
+  Network net(arguments, layers, false);
+  Arrays arrays;
+  arrays.x = arguments.get<Buffer>(weights).value().typed_data();
+  for (int i = 0; i < 2 * layers; ++i) {
+    arrays.states.push_back(arguments.get<Buffer>(weights + 1 + i).value().typed_data());
+    arrays.new_states.push_back(results.get<Buffer>(i).value()->typed_data());
+  }
+  auto y = results.get<Buffer>(2 * layers).value();
+  arrays.y = y->typed_data();
+  arrays.n = std::int64_t(y->element_count());
+  Ranges ranges(arrays.n);
+  int others = helpers(pool, devices, ranges);
+  std::vector<Scratch> scratch;
+  for (int i = 0; i <= others; ++i) scratch.emplace_back(forward_scratch(net));
+  for_each_tile(ranges, others, pool, [&](int worker, int, std::int64_t at, int count) {
+    forward(net, arrays, at, count, scratch[worker].start());
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error Backward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingArgs arguments,
+                    ffi::RemainingRets results) {
+  int layers = (int(arguments.size()) - 4) / 6, weights = 2 * layers + 2;
+  auto argument = [&](int i) { return arguments.get<Buffer>(i).value(); };
+  auto result = [&](int i) { return results.get<Buffer>(i).value()->typed_data(); };
+  Network net(arguments, layers, true);
+  Arrays arrays;
+  arrays.x = argument(weights).typed_data();
+  arrays.by_x = result(weights);
+  for (int i = 1; i <= 2 * layers; ++i) {
+    arrays.states.push_back(argument(weights + i).typed_data());
+    arrays.by_new.push_back(argument(weights + 2 * layers + i).typed_data());
+    arrays.by_states.push_back(result(weights + i));
+  }
+  auto by_y = argument(weights + 4 * layers + 1);
+  arrays.by_y = by_y.typed_data();
+  arrays.n = std::int64_t(by_y.element_count());
+  Ranges ranges(arrays.n);
+  int others = helpers(pool, devices, ranges);
+  std::vector<Scratch> scratch;
+  for (int i = 0; i <= others; ++i) scratch.emplace_back(backward_scratch(net));
+  std::vector<Sums> sums(ranges.count(), Sums(net));
+  for_each_tile(ranges, others, pool, [&](int worker, int range, std::int64_t at, int count) {
+    backward(net, arrays, at, count, scratch[worker].start(), sums[range]);
+  });
+
+  // `rows` of `width` numbers, of which `columns` exist.
+  auto total = [&](float *to, int rows, int columns, int width, auto &&part) {
+    for (int row = 0; row < rows; ++row) {
+      std::fill_n(to + row * columns, columns, 0.0f);
+      for (const Sums &some : sums)
+        for (int column = 0; column < columns; ++column)
+          to[row * columns + column] += part(some)[row * width + column];
+    }
+  };
+  for (int l = 0; l < layers; ++l) {
+    int gates = net.layers[l].gates(), width = multiple(gates, LANES);
+    total(result(2 * l), net.layers[l].depth, gates, width,
+          [l](const Sums &some) { return some.kernels[l].data(); });
+    total(result(2 * l + 1), 1, gates, width,
+          [l](const Sums &some) { return some.biases[l].data(); });
+  }
+  int units = net.layers.back().units;
+  total(result(2 * layers), 1, units, units, [](const Sums &some) { return some.output.data(); });
+  total(result(2 * layers + 1), 1, 1, 1, [](const Sums &some) { return &some.output_bias; });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+#define L2LJAX_HANDLER(name, function)                                            \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,                                   \
+                                ffi::Ffi::Bind()                                  \
+                                    .Ctx<ffi::ThreadPool>()                       \
+                                    .Attr<std::int64_t>("devices")                \
+                                    .RemainingArgs()                              \
+                                    .RemainingRets())
+
+L2LJAX_HANDLER(l2ljax_lstm_forward, Forward);
+L2LJAX_HANDLER(l2ljax_lstm_backward, Backward);
+
+// Whether this processor has the instructions that this was compiled for.
+extern "C" int l2ljax_runs_here() {
+#if defined(__AVX512F__)
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("fma");
+#elif defined(__AVX2__)
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi2");
+#else
+  return 1;
+#endif
+}
