@@ -222,7 +222,7 @@ def test_it_serves_where_arrays_are_whole_and_single():
 
 
 def test_meta_gradients_on_a_mesh_are_the_same_with_and_without():
-    mesh = jax.make_mesh((2,), ("problems",))
+    mesh = jax.make_mesh((2,), ("problems",), axis_types=(AxisType.Auto,))
     found = {}
     for choice in (None, False):
         opt = learned.lstm((4, 4), fused=choice)

@@ -238,21 +238,57 @@ struct Arrays {
   Rows<float> out(float *array, std::int64_t at) const { return {array + at, n}; }
 };
 
-size_t forward_scratch(const Network &net) {
-  return sizeof(Pair) * size_t(net.deepest + net.widest);
-}
+constexpr int BLOCK = 8;
 
-void forward(const Network &net, const Arrays &arrays, std::int64_t at, int count, Pair *scratch) {
-  Pair *inputs = scratch, *top = scratch + net.deepest;
+// Gates, and tanh of the new cell.
+struct Kept {
+  Pair i, f, g, o, t;
+};
+
+// What one worker computes a tile in: all of it lies together, and stays in the cache.
+class Workspace {
+  std::unique_ptr<char[]> memory;
+
+ public:
+  std::vector<Pair *> inputs;   // of each layer [depth]
+  std::vector<Kept *> kept;     // of each layer [units]
+  Pair *top;                    // outputs of the last layer
+  Pair *below;                  // gradients by the inputs of a layer
+  Pair *by_gates;               // [gates]
+  float *turned;                // [TILE][gates], the same with coordinates first
+
+  explicit Workspace(const Network &net) {
+    size_t pairs = 5 * size_t(net.widest) + multiple(net.deepest, 4);
+    for (const Layer &layer : net.layers) pairs += multiple(layer.depth, BLOCK) + 5 * layer.units;
+    size_t size = sizeof(Pair) * pairs + sizeof(float) * TILE * multiple(4 * net.widest, LANES);
+    memory.reset(new char[size + sizeof(Vector)]);
+    auto address = reinterpret_cast<std::uintptr_t>(memory.get()) + sizeof(Vector) - 1;
+    Pair *free = (Pair *)(address / sizeof(Vector) * sizeof(Vector));
+    auto take = [&](size_t pairs) { return std::exchange(free, free + pairs); };
+    for (const Layer &layer : net.layers) {
+      inputs.push_back(take(multiple(layer.depth, BLOCK)));
+      kept.push_back((Kept *)take(5 * layer.units));
+      std::fill_n(inputs.back() + layer.depth, multiple(layer.depth, BLOCK) - layer.depth, Pair{});
+    }
+    top = take(net.widest);
+    below = take(multiple(net.deepest, 4));
+    by_gates = take(4 * net.widest);
+    turned = (float *)free;
+  }
+};
+
+void forward(const Network &net, const Arrays &arrays, std::int64_t at, int count,
+             const Workspace &space) {
   auto x = arrays.in(arrays.x, at);
-  for (int f = 0; f < net.features; ++f) inputs[f] = load(x[f], count);
+  for (int f = 0; f < net.features; ++f) space.inputs[0][f] = load(x[f], count);
   for (size_t l = 0; l < net.layers.size(); ++l) {
     const Layer &layer = net.layers[l];
     auto cells = arrays.in(arrays.states[2 * l], at);
     auto hidden = arrays.in(arrays.states[2 * l + 1], at);
     auto new_cells = arrays.out(arrays.new_states[2 * l], at);
     auto new_hidden = arrays.out(arrays.new_states[2 * l + 1], at);
-    if (l) std::copy_n(top, layer.inputs, inputs);
+    Pair *inputs = space.inputs[l];
+    Pair *outputs = l + 1 < net.layers.size() ? space.inputs[l + 1] : space.top;
     for (int u = 0; u < layer.units; ++u) inputs[layer.inputs + u] = load(hidden[u], count);
     for (int u = 0; u < layer.units; ++u) {
       Four z = preactivations(layer, inputs, u);
@@ -261,20 +297,18 @@ void forward(const Network &net, const Arrays &arrays, std::int64_t at, int coun
       Pair cell = load(cells[u], count) / one_plus_exp_minus(z.q) +
                   g / (one_plus_exp_minus(z.p) * (g + 2.0f));
       Pair c = expm1_of_twice(cell);
-      top[u] = c / (one_plus_exp_minus(z.s) * (c + 2.0f));
+      outputs[u] = c / (one_plus_exp_minus(z.s) * (c + 2.0f));
       store(new_cells[u], cell, count);
-      store(new_hidden[u], top[u], count);
+      store(new_hidden[u], outputs[u], count);
     }
   }
   Pair y = both(*net.output_bias);
-  for (int u = 0; u < net.layers.back().units; ++u) add_product(y, net.output[u], top[u]);
+  for (int u = 0; u < net.layers.back().units; ++u) add_product(y, net.output[u], space.top[u]);
   store(arrays.y + at, y, count);
 }
 
 // Gradients by the weights, summed over a range of coordinates. Kernels have rows and columns that do
 // not exist, up to whole blocks of `add_outer`.
-constexpr int BLOCK = 8;
-
 struct Sums {
   std::vector<std::vector<float>> kernels, biases;
   std::vector<float> output;
@@ -334,41 +368,22 @@ INLINE void add_outer(const float *rows, const float *columns, int width, float 
   at(4) = s4, at(5) = s5, at(6) = s6, at(7) = s7;
 }
 
-// Gates, and tanh of the new cell.
-struct Kept {
-  Pair i, f, g, o, t;
-};
-
-size_t backward_scratch(const Network &net) {
-  size_t pairs = net.widest + multiple(net.deepest, 4) + 4 * size_t(net.widest);
-  for (const Layer &layer : net.layers) pairs += multiple(layer.depth, BLOCK) + 5 * layer.units;
-  return sizeof(Pair) * pairs + sizeof(float) * TILE * multiple(4 * net.widest, LANES);
-}
-
-void backward(const Network &net, const Arrays &arrays, std::int64_t at, int count, Pair *scratch,
-              Sums &sums) {
-  int count_of_layers = int(net.layers.size());
-  std::vector<Pair *> inputs(count_of_layers);
-  std::vector<Kept *> kept(count_of_layers);
-  auto take = [&](size_t pairs) { return std::exchange(scratch, scratch + pairs); };
-  for (int l = 0; l < count_of_layers; ++l) {
-    inputs[l] = take(multiple(net.layers[l].depth, BLOCK));
-    kept[l] = (Kept *)take(5 * net.layers[l].units);
-  }
-  Pair *top = take(net.widest), *below = take(multiple(net.deepest, 4));
-  Pair *by_gates = take(4 * net.widest);
-  float *turned = (float *)scratch;  // [TILE][gates], the same with coordinates first
+void backward(const Network &net, const Arrays &arrays, std::int64_t at, int count,
+              const Workspace &space, Sums &sums) {
+  int layers = int(net.layers.size());
+  const auto &inputs = space.inputs;
+  const auto &kept = space.kept;
+  Pair *top = space.top, *below = space.below, *by_gates = space.by_gates;
 
   // The step again.
   auto x = arrays.in(arrays.x, at);
   for (int f = 0; f < net.features; ++f) inputs[0][f] = load(x[f], count);
-  for (int l = 0; l < count_of_layers; ++l) {
+  for (int l = 0; l < layers; ++l) {
     const Layer &layer = net.layers[l];
     auto cells = arrays.in(arrays.states[2 * l], at);
     auto hidden = arrays.in(arrays.states[2 * l + 1], at);
     for (int u = 0; u < layer.units; ++u) inputs[l][layer.inputs + u] = load(hidden[u], count);
-    std::fill(inputs[l] + layer.depth, inputs[l] + multiple(layer.depth, BLOCK), Pair{});
-    Pair *outputs = l + 1 < count_of_layers ? inputs[l + 1] : top;
+    Pair *outputs = l + 1 < layers ? inputs[l + 1] : top;
     for (int u = 0; u < layer.units; ++u) {
       Four z = preactivations(layer, inputs[l], u);
       Kept k;
@@ -393,7 +408,7 @@ void backward(const Network &net, const Arrays &arrays, std::int64_t at, int cou
     sums.output[u] += sum(top[u] * by_y);
     below[u] = net.output[u] * by_y;
   }
-  for (int l = count_of_layers - 1; l >= 0; --l) {
+  for (int l = layers - 1; l >= 0; --l) {
     const Layer &layer = net.layers[l];
     int units = layer.units, gates = layer.gates(), width = multiple(gates, LANES);
     auto cells = arrays.in(arrays.states[2 * l], at);
@@ -429,13 +444,13 @@ void backward(const Network &net, const Arrays &arrays, std::int64_t at, int cou
         }
         transpose(rows);
         for (int j = 0; j < LANES; ++j)
-          *(Unaligned *)(turned + (half * LANES + j) * width + r) = rows[j];
+          *(Unaligned *)(space.turned + (half * LANES + j) * width + r) = rows[j];
       }
     for (int r = 0; r < width; r += LANES) {
       Unaligned &bias = *(Unaligned *)(sums.biases[l].data() + r);
-      for (int b = 0; b < TILE; ++b) bias += *(const Unaligned *)(turned + b * width + r);
+      for (int b = 0; b < TILE; ++b) bias += *(const Unaligned *)(space.turned + b * width + r);
       for (int k = 0; k < layer.depth; k += BLOCK)
-        add_outer((const float *)(inputs[l] + k), turned + r, width,
+        add_outer((const float *)(inputs[l] + k), space.turned + r, width,
                   sums.kernels[l].data() + size_t(k) * width + r);
     }
   }
@@ -495,15 +510,6 @@ int helpers(ffi::ThreadPool pool, std::int64_t devices, Ranges ranges) {
   return int(std::max<std::int64_t>(0, std::min<std::int64_t>(threads, ranges.count()) - 1));
 }
 
-struct Scratch {
-  std::unique_ptr<char[]> memory;
-  explicit Scratch(size_t size) : memory(new char[size + sizeof(Vector)]) {}
-  Pair *start() const {
-    auto address = reinterpret_cast<std::uintptr_t>(memory.get());
-    return (Pair *)((address + sizeof(Vector) - 1) / sizeof(Vector) * sizeof(Vector));
-  }
-};
-
 ffi::Error Forward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingArgs arguments,
                    ffi::RemainingRets results) {
   int layers = (int(arguments.size()) - 3) / 4, weights = 2 * layers + 2;
@@ -519,10 +525,10 @@ ffi::Error Forward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingArg
   arrays.n = std::int64_t(y->element_count());
   Ranges ranges(arrays.n);
   int others = helpers(pool, devices, ranges);
-  std::vector<Scratch> scratch;
-  for (int i = 0; i <= others; ++i) scratch.emplace_back(forward_scratch(net));
+  std::vector<Workspace> spaces;
+  for (int i = 0; i <= others; ++i) spaces.emplace_back(net);
   for_each_tile(ranges, others, pool, [&](int worker, int, std::int64_t at, int count) {
-    forward(net, arrays, at, count, scratch[worker].start());
+    forward(net, arrays, at, count, spaces[worker]);
   });
   return ffi::Error::Success();
 }
@@ -546,11 +552,11 @@ ffi::Error Backward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingAr
   arrays.n = std::int64_t(by_y.element_count());
   Ranges ranges(arrays.n);
   int others = helpers(pool, devices, ranges);
-  std::vector<Scratch> scratch;
-  for (int i = 0; i <= others; ++i) scratch.emplace_back(backward_scratch(net));
+  std::vector<Workspace> spaces;
+  for (int i = 0; i <= others; ++i) spaces.emplace_back(net);
   std::vector<Sums> sums(ranges.count(), Sums(net));
   for_each_tile(ranges, others, pool, [&](int worker, int range, std::int64_t at, int count) {
-    backward(net, arrays, at, count, scratch[worker].start(), sums[range]);
+    backward(net, arrays, at, count, spaces[worker], sums[range]);
   });
 
   // `rows` of `width` numbers, of which `columns` exist.
