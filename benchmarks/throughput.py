@@ -126,14 +126,15 @@ def measure(
 
 def measure_apply(name: str, coordinates: int, repeats: int, fused: bool | None) -> dict[str, Any]:
     """One update and its addition to the params, on the random gradients of one draw."""
-    sizes = [len(part) for part in np.array_split(np.arange(coordinates), LEAVES[name])]
-    rng = np.random.default_rng(0)
-    gradients = {
-        f"{i:03}": jnp.asarray(rng.normal(size=size), jnp.float32) for i, size in enumerate(sizes)
-    }
-    params = jax.tree.map(jnp.zeros_like, gradients)
 
-    def program(fused: bool | None) -> tuple[Any, Any]:
+    def program(coordinates: int, fused: bool | None) -> tuple[Any, ...]:
+        sizes = [len(part) for part in np.array_split(np.arange(coordinates), LEAVES[name])]
+        rng = np.random.default_rng(0)
+        gradients = {
+            f"{i:03}": jnp.asarray(rng.normal(size=size), jnp.float32)
+            for i, size in enumerate(sizes)
+        }
+        params = jax.tree.map(jnp.zeros_like, gradients)
         opt = optimizer(name, fused)
         tx = opt.bind(opt.init(jax.random.key(0)))
 
@@ -142,13 +143,15 @@ def measure_apply(name: str, coordinates: int, repeats: int, fused: bool | None)
             updates, state = tx.update(gradients, state)
             return optax.apply_updates(params, updates), state
 
-        state = jax.jit(tx.init)(params)
-        return step.lower(params, state, gradients).compile(), state
+        arguments = (params, jax.jit(tx.init)(params), gradients)
+        start = time.perf_counter()
+        compiled = step.lower(*arguments).compile()
+        return time.perf_counter() - start, compiled, *arguments
 
-    start = time.perf_counter()
-    compiled, state = program(fused)
-    first = time.perf_counter() - start
-    counted = counts(program(False)[0])
+    first, compiled, params, state, gradients = program(coordinates, fused)
+    # Of so few that XLA computes them at once: of a loop over tiles it counts one.
+    few = 10_000
+    counted = counts(program(few, False)[1])
     params, state = jax.block_until_ready(compiled(params, state, gradients))
     seconds = []
     for _ in range(repeats):
@@ -165,7 +168,7 @@ def measure_apply(name: str, coordinates: int, repeats: int, fused: bool | None)
         "coordinate_updates_per_s": coordinates / float(np.median(seconds)),
         "first_call_s": first,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        **counted,
+        **{name: count * coordinates / few for name, count in counted.items()},
     }
 
 
