@@ -7,6 +7,7 @@ chosen in processes with one device.
 import functools
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,8 @@ SIZES = {
 def built():
     if not any(map(shutil.which, ("c++", "g++", "clang++"))):
         pytest.skip("there is no C++ compiler")
+    if platform.machine() != "x86_64":
+        pytest.skip("the program is for x86-64")
     if not kernels.load():
         kernels.build()
 
@@ -292,6 +295,9 @@ def test_what_cannot_be_built_says_why_and_leaves_nothing(tmp_path, monkeypatch)
     monkeypatch.setattr(_build, "_FOLDER", tmp_path / "built")
     with pytest.raises(FileNotFoundError, match="compiler must be .* found no 'no-such-compiler'"):
         kernels.build("no-such-compiler")
+    with pytest.raises(OSError, match="false finds neither here"):
+        kernels.build("false")
+    monkeypatch.setattr(_build, "_machine", lambda compiler: [])
     with pytest.raises(OSError, match="false failed"):
         kernels.build("false")
     assert not list((tmp_path / "built").glob("*"))

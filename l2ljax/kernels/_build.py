@@ -41,8 +41,9 @@ def build(compiler: str | None = None) -> pathlib.Path:
 
     Raises:
         FileNotFoundError: if there is no such compiler.
-        OSError: if it fails, if what it makes does not run here, or if the package's folder cannot
-            be written.
+        OSError: if this processor has neither AVX2 nor AVX-512 (on others the program was never
+            measured), if the compiler fails, if what it makes does not run here, or if the
+            package's folder cannot be written.
     """
     found = next(filter(None, map(shutil.which, [compiler] if compiler else _COMPILERS)), None)
     if found is None:
@@ -91,10 +92,13 @@ def _path() -> pathlib.Path:
 
 def _machine(compiler: str) -> list[str]:
     """Options for the instructions that this processor has."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return []
     command = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
     done = subprocess.run(command, capture_output=True, text=True)
     macros = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("#define")}
     levels = [level for level, needed in _LEVELS.items() if needed <= macros]
-    return [f"-march={levels[0]}", "-mtune=native"] if levels else []
+    if not levels:
+        raise OSError(
+            f"the program is for processors with AVX2 or AVX-512; {compiler} finds neither here "
+            f"({platform.machine()}){': ' * bool(done.stderr)}{done.stderr.strip()}"
+        )
+    return [f"-march={levels[0]}", "-mtune=native"]
