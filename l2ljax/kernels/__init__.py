@@ -1,10 +1,11 @@
 """The step of the coordinate LSTM as one program: in C++ for a CPU, in Pallas for an NVIDIA GPU.
 
 `networks.lstm_apply` defines what they compute, chooses between them, and is what runs elsewhere.
-The CPU's program has to be built once for each environment, by `build()` or `l2ljax build`.
+The CPU's program has to be built once for each environment, by `build()` or `l2ljax build`. That of
+a GPU is in `l2ljax.kernels.gpu`, which is imported where it is wanted: Pallas takes a while.
 """
 
 from l2ljax.kernels._build import build, load
 from l2ljax.kernels._cpu import cpu_lstm, cpu_serves
 
-__all__ = ["build", "cpu_lstm", "cpu_serves", "gpu", "load"]
+__all__ = ["build", "cpu_lstm", "cpu_serves", "load"]
