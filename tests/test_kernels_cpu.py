@@ -303,9 +303,10 @@ def test_what_cannot_be_built_says_why_and_leaves_nothing(tmp_path, monkeypatch)
     assert not list((tmp_path / "built").glob("*"))
 
 
-def test_a_build_is_named_after_what_it_was_made_from(tmp_path, monkeypatch):
+@pytest.mark.parametrize("part", ["_SOURCE", "_HEADER"])
+def test_a_build_is_named_after_what_it_was_made_from(part, tmp_path, monkeypatch):
     path = _build._path()
-    changed = tmp_path / "lstm.cc"
-    changed.write_text(_build._SOURCE.read_text() + "\n")
-    monkeypatch.setattr(_build, "_SOURCE", changed)
+    changed = tmp_path / "changed"
+    changed.write_text(getattr(_build, part).read_text() + "\n")
+    monkeypatch.setattr(_build, part, changed)
     assert _build._path() != path and _build._path().parent == path.parent

@@ -16,6 +16,7 @@ import jax
 FORWARD, BACKWARD = "l2ljax_lstm_forward", "l2ljax_lstm_backward"
 
 _SOURCE = pathlib.Path(__file__).with_name("lstm.cc")
+_HEADER = _SOURCE.with_name("vectors.h")
 _FOLDER = pathlib.Path(__file__).with_name("built")
 _COMPILERS = ("c++", "g++", "clang++")
 # What x86-64 processors have in common, from the newest on, and what a compiler says of them.
@@ -86,7 +87,8 @@ def _path() -> pathlib.Path:
     """A name for each source, version of jaxlib and kind of processor."""
     jaxlib = importlib.metadata.version("jaxlib")
     about = f"{jaxlib} {platform.system()} {platform.machine()}\n"
-    tag = hashlib.sha256(about.encode() + _SOURCE.read_bytes()).hexdigest()[:12]
+    content = about.encode() + _HEADER.read_bytes() + _SOURCE.read_bytes()
+    tag = hashlib.sha256(content).hexdigest()[:12]
     return _FOLDER / f"lstm-{tag}.so"
 
 

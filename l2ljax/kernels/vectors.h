@@ -1,0 +1,144 @@
+// Vectors of numbers of neighbouring coordinates, their exponentials, and tiles of rows.
+
+#ifndef L2LJAX_VECTORS_H_
+#define L2LJAX_VECTORS_H_
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace l2ljax {
+
+#define INLINE inline __attribute__((always_inline))
+
+// Vectors as wide as the machine's. An operand that `IN_REGISTER` names is loaded once: compilers
+// would load it again for each product.
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#define IN_REGISTER(x) __asm__("" : "+v"(x))
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr int LANES = 8;
+#define IN_REGISTER(x) __asm__("" : "+x"(x))
+#else
+#error "this was written for, and measured on, x86-64 with AVX2 or AVX-512"
+#endif
+
+typedef float Vector __attribute__((vector_size(4 * LANES), may_alias));
+typedef std::int32_t Integers __attribute__((vector_size(4 * LANES), may_alias));
+typedef float Unaligned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+INLINE Vector all(float x) { return x - Vector{}; }
+
+// The larger and the smaller of two; y where one of them is not a number.
+#if defined(__AVX512F__)
+INLINE Vector larger(Vector x, Vector y) { return _mm512_max_ps(x, y); }
+INLINE Vector smaller(Vector x, Vector y) { return _mm512_min_ps(x, y); }
+#else
+INLINE Vector larger(Vector x, Vector y) { return _mm256_max_ps(x, y); }
+INLINE Vector smaller(Vector x, Vector y) { return _mm256_min_ps(x, y); }
+#endif
+
+// exp(x) - 1 in two parts: exp(x) = scale (1 + rest), of |x| below 80.
+struct Power {
+  Vector scale, rest;
+};
+
+INLINE Power power(Vector x) {
+  // The nearest whole number of halvings: of a number as large the last bits count ones.
+  Vector shifted = x * 1.44269504f + 12582912.0f;
+  Vector n = shifted - 12582912.0f;
+  // log 2 in two parts, the first of few bits, so that the difference is exact.
+  Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  // exp(r) - 1 = r + r² q(r) on [-log(2) / 2, log(2) / 2]; q has the least relative error, 2e-8.
+  Vector q = all(0.0013882517f);
+  q = q * r + 0.0083665475f;
+  q = q * r + 0.0416672f;
+  q = q * r + 0.16666543f;
+  q = q * r + 0.49999997f;
+  Integers scale = ((Integers)shifted << 23) + 0x3f800000;
+  return {(Vector)scale, r * r * q + r};
+}
+
+// 1 + exp(-x), so that σ(x) is one over it.
+INLINE Vector one_plus_exp_minus(Vector x) {
+  Power e = power(smaller(all(60.0f), larger(all(-60.0f), -x)));
+  return e.scale * e.rest + e.scale + 1.0f;
+}
+
+// exp(2 x) - 1 =: e, so that tanh(x) is e / (e + 2), to the last bits where x is small.
+INLINE Vector expm1_of_twice(Vector x) {
+  Power e = power(smaller(all(20.0f), larger(all(-20.0f), x + x)));
+  return e.scale * e.rest + (e.scale - 1.0f);
+}
+
+// Two vectors, one number for each coordinate of a tile: with four sums of these all registers of
+// the multipliers are busy.
+constexpr int TILE = 2 * LANES;
+
+struct Pair {
+  Vector a, b;
+};
+
+INLINE Pair both(float x) { return {all(x), all(x)}; }
+INLINE Pair operator+(Pair x, Pair y) { return {x.a + y.a, x.b + y.b}; }
+INLINE Pair operator-(Pair x, Pair y) { return {x.a - y.a, x.b - y.b}; }
+INLINE Pair operator*(Pair x, Pair y) { return {x.a * y.a, x.b * y.b}; }
+INLINE Pair operator/(Pair x, Pair y) { return {x.a / y.a, x.b / y.b}; }
+INLINE Pair operator+(Pair x, float y) { return x + both(y); }
+INLINE Pair operator*(float x, Pair y) { return both(x) * y; }
+INLINE Pair operator-(float x, Pair y) { return both(x) - y; }
+INLINE Pair operator/(float x, Pair y) { return both(x) / y; }
+INLINE Pair one_plus_exp_minus(Pair x) {
+  return {one_plus_exp_minus(x.a), one_plus_exp_minus(x.b)};
+}
+INLINE Pair expm1_of_twice(Pair x) { return {expm1_of_twice(x.a), expm1_of_twice(x.b)}; }
+
+INLINE void add_product(Pair &sum, float weight, Pair x) {
+  Vector w = all(weight);
+  IN_REGISTER(w);
+  sum.a += w * x.a;
+  sum.b += w * x.b;
+}
+
+// sums += weights x, for the four weights that begin at `weights`.
+struct Four {
+  Pair p, q, r, s;
+};
+
+INLINE void add_products(Four &sums, const float *weights, Pair x) {
+  IN_REGISTER(x.a);
+  IN_REGISTER(x.b);
+  add_product(sums.p, weights[0], x);
+  add_product(sums.q, weights[1], x);
+  add_product(sums.r, weights[2], x);
+  add_product(sums.s, weights[3], x);
+}
+
+// A tile of one row: `count` numbers that exist, zeros after them. The place that is wanted after
+// the next tile is asked for now: a tile touches some hundred rows, more than the machine foresees.
+INLINE Pair load(const float *row, int count) {
+  __builtin_prefetch(row + 2 * TILE);
+  __builtin_prefetch(row + 3 * TILE - 1);
+  if (count == TILE) return {*(const Unaligned *)row, *(const Unaligned *)(row + LANES)};
+  Pair x{};
+  std::memcpy(&x, row, sizeof(float) * count);
+  return x;
+}
+
+INLINE void store(float *row, Pair x, int count) {
+  __builtin_prefetch(row + 2 * TILE, 1);
+  __builtin_prefetch(row + 3 * TILE - 1, 1);
+  if (count == TILE) {
+    *(Unaligned *)row = x.a;
+    *(Unaligned *)(row + LANES) = x.b;
+  } else {
+    std::memcpy(row, &x, sizeof(float) * count);
+  }
+}
+
+constexpr int multiple(int size, int of) { return (size + of - 1) / of * of; }
+
+}  // namespace l2ljax
+
+#endif  // L2LJAX_VECTORS_H_
