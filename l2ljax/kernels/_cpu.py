@@ -17,8 +17,8 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float, PyTree
 
 from l2ljax.kernels import _build
+from l2ljax.kernels._arrays import Carries, pairs, phi_of, weights_of
 
-Carries = tuple[tuple[Array, Array], ...]
 Network = Callable[[PyTree, Carries, Array], tuple[Carries, Array]]
 
 
@@ -62,7 +62,7 @@ def cpu_lstm(
         The new carries and one output a coordinate, differentiable any number of times.
     """
     outputs = _lstm.bind(*_flat(phi, carries, x), network=network)
-    return _pairs(outputs[:-1]), outputs[-1]
+    return pairs(outputs[:-1]), outputs[-1]
 
 
 # Flat lists stand for (phi, carries, x): kernel and bias of each layer, those of the output, x,
@@ -70,28 +70,18 @@ def cpu_lstm(
 
 
 def _flat(phi: PyTree, carries: Carries, x: Array) -> list[Array]:
-    layers = [phi[f"lstm_{layer}"] for layer in range(len(carries))]
-    weights = [leaf for layer in layers for leaf in (layer["kernel"], layer["bias"])]
     states = [leaf for carry in carries for leaf in carry]
-    return [*weights, phi["output_kernel"], phi["output_bias"], x, *states]
+    return [*weights_of(phi, len(carries)), x, *states]
 
 
 def _tree(flat: Any) -> tuple[PyTree, Carries, Array]:
-    count = _layers(flat)
-    phi = {
-        f"lstm_{layer}": {"kernel": flat[2 * layer], "bias": flat[2 * layer + 1]}
-        for layer in range(count)
-    }
-    phi |= {"output_kernel": flat[2 * count], "output_bias": flat[2 * count + 1]}
-    return phi, _pairs(flat[2 * count + 3 :]), flat[2 * count + 2]
+    weights, (x, *states) = flat[: _weights(flat)], flat[_weights(flat) :]
+    return phi_of(weights), pairs(states), x
 
 
-def _layers(flat: Any) -> int:
-    return (len(flat) - 3) // 4
-
-
-def _pairs(leaves: Any) -> Any:
-    return tuple(zip(leaves[::2], leaves[1::2], strict=True))
+def _weights(flat: Any) -> int:
+    """How many of the arrays are weights."""
+    return 2 * ((len(flat) - 3) // 4) + 2
 
 
 # What the three primitives are: the network, its derivative along a direction, and the transpose of
@@ -126,13 +116,16 @@ def _primitive(name: str, definition: Callable[..., list[Array]]) -> Primitive:
         tangents = map(ad.instantiate_zeros, tangents)
         return jax.jvp(functools.partial(definition, network=network), primals, tuple(tangents))
 
-    def map_over(arguments: Any, axes: Any, *, network: Network) -> Any:
-        found = jax.vmap(functools.partial(definition, network=network), axes)(*arguments)
-        return found, [0] * len(found)
-
     ad.primitive_jvps[primitive] = differentiate
-    batching.primitive_batchers[primitive] = map_over
+    batching.primitive_batchers[primitive] = functools.partial(_map_definition, definition)
     return primitive
+
+
+def _map_definition(
+    definition: Callable[..., list[Array]], arguments: Any, axes: Any, *, network: Network
+) -> Any:
+    found = jax.vmap(functools.partial(definition, network=network), axes)(*arguments)
+    return found, [0] * len(found)
 
 
 _lstm = _primitive("l2ljax_lstm", _values)
@@ -142,7 +135,7 @@ _transpose = _primitive("l2ljax_lstm_transpose", _pulled_back)
 
 def _lstm_shapes(*flat: Any, network: Network) -> list[Any]:
     del network
-    x, *states = flat[2 * _layers(flat) + 2 :]
+    x, *states = flat[_weights(flat) :]
     return [*states, x.update(shape=x.shape[1:])]
 
 
@@ -184,11 +177,9 @@ ad.primitive_transposes[_derivative] = _pull_back
 
 def _map_over(arguments: Any, axes: Any, *, network: Network) -> Any:
     """An axis of coordinates alone is one axis of coordinates more."""
-    weights = 2 * _layers(arguments) + 2
+    weights = _weights(arguments)
     if any(axis is not None for axis in axes[:weights]):
-        definition = functools.partial(_values, network=network)
-        found = jax.vmap(definition, axes)(*arguments)
-        return found, [0] * len(found)
+        return _map_definition(_values, arguments, axes, network=network)
     (size,) = {a.shape[axis] for a, axis in zip(arguments, axes, strict=True) if axis is not None}
     of_coordinates = [
         jnp.broadcast_to(a[..., None], (*a.shape, size))

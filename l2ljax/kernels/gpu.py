@@ -21,11 +21,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, PyTree
 
+from l2ljax.kernels._arrays import Carries, pairs, phi_of, weights_of
+
 # Coordinates of a tile, and programs that share the tiles of a backward pass: one for each of the
 # multiprocessors of a large GPU. First guesses.
 TILE, PROGRAMS = 64, 128
-
-Carries = tuple[tuple[Array, Array], ...]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -61,9 +61,9 @@ def _forward(
         [*out_shape, jax.ShapeDtypeStruct((1, size), x.dtype)],
         grid=pl.cdiv(size, TILE),
         interpret=interpret,
-    )(*_weights(phi, len(carries)), _flat(x), *states)
+    )(*weights_of(phi, len(carries)), _flat(x), *states)
     *new, y = [leaf.reshape(-1, *coordinates) for leaf in outputs]
-    return (_pairs(new), y[0]), (phi, carries, x)
+    return (pairs(new), y[0]), (phi, carries, x)
 
 
 def _backward(
@@ -75,7 +75,7 @@ def _backward(
     incoming = [_flat(leaf) for carry in new_carries for leaf in carry]
     size, units, features = states[0].shape[1], _units(carries), x.shape[0]
     programs = min(PROGRAMS, pl.cdiv(size, TILE))
-    weights = _weights(phi, len(carries))
+    weights = weights_of(phi, len(carries))
     shapes = [_flat(x), *states]
     outputs = _call(
         functools.partial(
@@ -88,12 +88,7 @@ def _backward(
     )(*weights, _flat(x), *states, *incoming, y.reshape(1, -1))
     by_x, *by_states = [leaf.reshape(-1, *x.shape[1:]) for leaf in outputs[: len(shapes)]]
     sums = [leaf.sum(axis=0) for leaf in outputs[len(shapes) :]]
-    by_phi = {
-        f"lstm_{layer}": {"kernel": sums[2 * layer], "bias": sums[2 * layer + 1]}
-        for layer in range(len(carries))
-    }
-    by_phi |= {"output_kernel": sums[-2], "output_bias": sums[-1]}
-    return by_phi, _pairs(by_states), by_x
+    return phi_of(sums), pairs(by_states), by_x
 
 
 lstm.defvjp(lambda phi, carries, x, interpret: _forward(phi, carries, x, interpret), _backward)
@@ -113,18 +108,8 @@ def _flat(leaf: Array) -> Float[Array, "rows coordinates"]:
     return leaf.reshape(leaf.shape[0], -1)
 
 
-def _pairs(leaves: list[Any]) -> Any:
-    return tuple(zip(leaves[::2], leaves[1::2], strict=True))
-
-
 def _units(carries: Carries) -> tuple[int, ...]:
     return tuple(cell.shape[0] for cell, _ in carries)
-
-
-def _weights(phi: PyTree, layers: int) -> list[Array]:
-    names = [phi[f"lstm_{layer}"] for layer in range(layers)]
-    flat = [leaf for layer in names for leaf in (layer["kernel"], layer["bias"])]
-    return [*flat, phi["output_kernel"], phi["output_bias"]]
 
 
 # Inside the programs. Triton's arrays have sizes that are powers of two, and its products at least
@@ -254,7 +239,7 @@ def _backward_kernel(
         columns = ((program + number * programs) * TILE + jnp.arange(TILE), size)
         inputs = [_load(x_ref, _rows(features), columns)]
         kept = []
-        for layer, (cell_ref, hidden_ref) in zip(layers, _pairs(states), strict=True):
+        for layer, (cell_ref, hidden_ref) in zip(layers, pairs(states), strict=True):
             rows = _rows(layer.units)
             cell = _load(cell_ref, rows, columns)
             hidden = _load(hidden_ref, rows, columns)
