@@ -16,6 +16,8 @@ TEST_ARGS ?= -n 2 --dist worksteal
 BENCH ?=
 BENCH_ARGS ?=
 BENCHMARKS = $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py))
+# What the CPU's program is built from.
+KERNEL = l2ljax/kernels/lstm.cc l2ljax/kernels/vectors.h
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL = help
@@ -56,16 +58,16 @@ test-lowest: $(LOWEST)/.installed  ## run the tests with the oldest dependencies
 	@$(LOWEST)/bin/python -m pytest $(TEST_ARGS) -m "not slow"
 
 clean:  ## remove environments, caches and builds, but not runs/
-	@rm -rf $(VENV) $(LOWEST) build dist .jax_cache .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(LOWEST) build dist l2ljax/kernels/built .jax_cache .mypy_cache .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+$(VENV)/.installed-%: pyproject.toml $(KERNEL) | $(BIN)/python
 	@echo "Installing l2ljax[$*] into $(VENV); the first time takes a minute or two."
 	@$(BIN)/python -m pip --disable-pip-version-check install -qq --editable '.[$*]'
 	@$(BIN)/l2ljax build || echo "Without it XLA computes learned LSTMs, more slowly."
 	@touch $@
 
-$(LOWEST)/.installed: pyproject.toml | $(DEV)
+$(LOWEST)/.installed: pyproject.toml $(KERNEL) | $(DEV)
 	@echo "Installing the oldest dependencies that are allowed into $(LOWEST)."
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
 	@$(BIN)/uv pip install --quiet --python $(LOWEST)/bin/python \

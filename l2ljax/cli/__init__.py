@@ -122,11 +122,11 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "build",
         help="compile the LSTM's program for this CPU, once for each environment",
-        description="Compiles the program that computes a step of learned LSTMs on a CPU, with a "
-        "C++ compiler of this machine, for this machine. Until then XLA computes it, more slowly.",
+        description="Compiles the program that computes a step of learned LSTMs on a CPU, with "
+        "this machine's GCC, for this machine. Until then XLA computes it, more slowly.",
     )
     command.set_defaults(command=_commands.build)
-    command.add_argument("--compiler", help="default: the first of c++, g++ and clang++ found")
+    command.add_argument("--compiler", help="GCC; default: the first of c++ and g++ found")
     return parser
 
 

@@ -18,7 +18,7 @@ FORWARD, BACKWARD = "l2ljax_lstm_forward", "l2ljax_lstm_backward"
 _SOURCE = pathlib.Path(__file__).with_name("lstm.cc")
 _HEADER = _SOURCE.with_name("vectors.h")
 _FOLDER = pathlib.Path(__file__).with_name("built")
-_COMPILERS = ("c++", "g++", "clang++")
+_COMPILERS = ("c++", "g++")
 # What x86-64 processors have in common, from the newest on, and what a compiler says of them.
 _LEVELS = {
     "x86-64-v4": {"__AVX512F__", "__AVX512BW__", "__AVX512CD__", "__AVX512DQ__", "__AVX512VL__"},
@@ -29,13 +29,13 @@ _LEVELS = {
 def build(compiler: str | None = None) -> pathlib.Path:
     """Compiles the CPU's program, for this machine and this version of jaxlib.
 
-    Programs that are traced afterwards use it, in this process and in later ones. It stays beside
-    the package, so an environment keeps what was built for it; another version of jaxlib needs it
-    to be built again.
+    Programs that are traced afterwards use it, in this process and in later ones; a process that
+    has loaded one keeps that. It stays beside the package, so an environment keeps what was built
+    for it; another version of jaxlib needs it to be built again.
 
     Args:
-        compiler: a C++17 compiler, GCC 12 or later or Clang; default: the first of `c++`, `g++` and
-            `clang++` that is found.
+        compiler: GCC 12 or later; default: the first of `c++` and `g++` that is found. Clang is
+            refused: what it makes was seen to crash.
 
     Returns:
         Where it is.
@@ -65,7 +65,8 @@ def build(compiler: str | None = None) -> pathlib.Path:
         os.replace(temporary, _path())
     finally:
         pathlib.Path(temporary).unlink(missing_ok=True)
-    load.cache_clear()
+    if not load():
+        load.cache_clear()
     return _path()
 
 

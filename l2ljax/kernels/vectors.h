@@ -10,6 +10,10 @@
 
 namespace l2ljax {
 
+#if defined(__clang__)
+#error "this was written for, and tested with, GCC: what Clang 14 makes of it crashes"
+#endif
+
 #define INLINE inline __attribute__((always_inline))
 
 // Vectors as wide as the machine's. An operand that `IN_REGISTER` names is loaded once: compilers
@@ -45,7 +49,7 @@ struct Power {
 };
 
 INLINE Power power(Vector x) {
-  // The nearest whole number of halvings: of a number as large the last bits count ones.
+  // The nearest whole number of doublings: the last bits of a number as large count ones.
   Vector shifted = x * 1.44269504f + 12582912.0f;
   Vector n = shifted - 12582912.0f;
   // log 2 in two parts, the first of few bits, so that the difference is exact.
