@@ -108,6 +108,7 @@ class Design:
         _checks.positive("eps", self.eps)
         require_p(self.p)
         _checks.positive("output_scale", self.output_scale)
+        _checks.choice("fused", self.fused, [None, True, False])
         _checks.choice("layout", self.layout, _coordinates.LAYOUTS)
 
     @property

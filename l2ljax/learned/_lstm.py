@@ -129,6 +129,7 @@ def lstm(
     require_p(p)
     _checks.positive("input_scale", input_scale)
     _checks.count("averaging", averaging, least=0)
+    _checks.choice("fused", fused, [None, True, False])
     if averaging and fused:
         raise ValueError(f"fused must be off with averaging cells, got {fused} and {averaging=}")
     if averaging > min(hidden):
@@ -239,10 +240,11 @@ def _update(
     _checks.floating_leaves("updates", updates)
     memories = [state.layers, *state.large]
     dtype = _coordinates.working_dtype(memories)
-    step = closure(_step, _coordinates.cast(phi, dtype), **settings)
+    phi = _coordinates.cast(phi, dtype)
+    step = closure(_step, phi, **settings)
     gradients = _coordinates.batches(updates, dtype, layout)
     # The program of `kernels` has tiles of its own.
-    fused = settings["fused"] is not False and kernels.cpu_serves(gradients)
+    fused = settings["fused"] is not False and kernels.cpu_serves((phi, gradients))
     step = step if settings["averaging"] or fused else tiled(step)
     found = _coordinates.each(step, memories, gradients)
     (layers, *large), steps = zip(*found, strict=True)
