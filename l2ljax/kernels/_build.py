@@ -104,4 +104,5 @@ def _machine(compiler: str) -> list[str]:
             f"the program is for processors with AVX2 or AVX-512; {compiler} finds neither here "
             f"({platform.machine()}){': ' * bool(done.stderr)}{done.stderr.strip()}"
         )
-    return [f"-march={levels[0]}", "-mtune=native"]
+    # Tuned for no processor: for Zen 4, GCC 12's tuning makes the derivative 5 % slower.
+    return [f"-march={levels[0]}"]

@@ -2,8 +2,8 @@
 //
 // A step of the network as XLA runs it is a dozen passes over arrays with a row for each gate of
 // each unit. Here a tile of coordinates goes through all layers while it is in the cache: state is
-// read once, gates stay in registers (forwards) or near (backwards, where they are computed again),
-// and the new state is written once. Coordinates are last, so a vector holds neighbouring ones.
+// read once, gates stay near (backwards they are computed again), and the new state is written once.
+// Coordinates are last, so a vector holds neighbouring ones.
 //
 // `_cpu.py` has the order of arguments and results, and what they are; `_build.py` compiles this.
 
@@ -29,7 +29,8 @@ using std::size_t;
 // The weights of a layer, copied into the order in which they are read.
 struct Layer {
   int inputs, units, depth;      // depth: inputs and hidden units
-  std::vector<float> forward;    // [units][1 + depth][4]: biases, then weights, of the four gates
+  std::vector<float> forward;    // [units][1 + depth][4]: biases, then weights, of the four gates,
+                                 // in doublings
   std::vector<float> backward;   // [depth / 4, rounded up][4 units][4]
 
   int gates() const { return 4 * units; }
@@ -42,9 +43,10 @@ struct Layer {
     for (int gate = 0; gate < 4; ++gate)
       for (int unit = 0; unit < units; ++unit) {
         int r = gate * units + unit;
+        float scale = gate == 2 ? TANH : SIGMOID;
         float *to = forward.data() + size_t(unit) * (1 + depth) * 4 + gate;
-        *to = b[r];
-        for (int k = 0; k < depth; ++k) *(to += 4) = w[k * gates() + r];
+        *to = scale * b[r];
+        for (int k = 0; k < depth; ++k) *(to += 4) = scale * w[k * gates() + r];
       }
     if (!transposed) return;
     backward.resize(size_t(multiple(depth, 4)) * gates());
@@ -73,12 +75,24 @@ struct Network {
   }
 };
 
-// i, f, g, o before their activations.
+// The four gates of a unit before their activations, in doublings.
 INLINE Four preactivations(const Layer &layer, const Pair *inputs, int unit) {
   const float *w = layer.forward.data() + size_t(unit) * (1 + layer.depth) * 4;
   Four z = {both(w[0]), both(w[1]), both(w[2]), both(w[3])};
   for (int k = 0; k < layer.depth; ++k) add_products(z, w += 4, inputs[k]);
   return z;
+}
+
+// Of each unit 1 / σ(i), 1 / σ(f), 2 tanh(g) / (1 - tanh(g)) and 1 / σ(o). Products, exponentials
+// and what is made of them are loops of their own: an exponential takes long to come, and in a loop
+// the processor begins the next ones meanwhile.
+INLINE void exponentials(const Layer &layer, const Pair *inputs, Four *found) {
+  for (int u = 0; u < layer.units; ++u) found[u] = preactivations(layer, inputs, u);
+  for (int u = 0; u < layer.units; ++u) {
+    Four y = found[u];
+    found[u] = {one_plus_power(y.p), one_plus_power(y.q), power_minus_one(y.r),
+                one_plus_power(y.s)};
+  }
 }
 
 // The rows of some arrays [rows, n], from the first coordinate of a tile on.
@@ -118,7 +132,8 @@ class Workspace {
   std::vector<Kept *> kept;     // of each layer [units]
   Pair *top;                    // outputs of the last layer
   Pair *below;                  // gradients by the inputs of a layer
-  Pair *by_gates;               // [gates]
+  Four *found;                  // [units]: exponentials
+  Pair *by_gates;               // [gates], in the same place
   float *turned;                // [TILE][gates], the same with coordinates first
 
   explicit Workspace(const Network &net) {
@@ -137,6 +152,7 @@ class Workspace {
     top = take(net.widest);
     below = take(multiple(net.deepest, 4));
     by_gates = take(4 * net.widest);
+    found = (Four *)by_gates;
     turned = (float *)free;
   }
 };
@@ -154,14 +170,13 @@ void forward(const Network &net, const Arrays &arrays, std::int64_t at, int coun
     Pair *inputs = space.inputs[l];
     Pair *outputs = l + 1 < net.layers.size() ? space.inputs[l + 1] : space.top;
     for (int u = 0; u < layer.units; ++u) inputs[layer.inputs + u] = load(hidden[u], count);
+    exponentials(layer, inputs, space.found);
     for (int u = 0; u < layer.units; ++u) {
-      Four z = preactivations(layer, inputs, u);
       // σ(f) c + σ(i) tanh(g), and σ(o) tanh(c), with one division for both factors.
-      Pair g = expm1_of_twice(z.r);
-      Pair cell = load(cells[u], count) / one_plus_exp_minus(z.q) +
-                  g / (one_plus_exp_minus(z.p) * (g + 2.0f));
-      Pair c = expm1_of_twice(cell);
-      outputs[u] = c / (one_plus_exp_minus(z.s) * (c + 2.0f));
+      auto [i, f, g, o] = space.found[u];
+      Pair cell = load(cells[u], count) / f + g / (i * (g + 2.0f));
+      Pair c = power_minus_one(TANH * cell);
+      outputs[u] = c / (o * (c + 2.0f));
       store(new_cells[u], cell, count);
       store(new_hidden[u], outputs[u], count);
     }
@@ -248,16 +263,15 @@ void backward(const Network &net, const Arrays &arrays, std::int64_t at, int cou
     auto hidden = arrays.in(arrays.states[2 * l + 1], at);
     for (int u = 0; u < layer.units; ++u) inputs[l][layer.inputs + u] = load(hidden[u], count);
     Pair *outputs = l + 1 < layers ? inputs[l + 1] : top;
+    exponentials(layer, inputs[l], space.found);
     for (int u = 0; u < layer.units; ++u) {
-      Four z = preactivations(layer, inputs[l], u);
+      auto [i, f, g, o] = space.found[u];
       Kept k;
-      Pair i = one_plus_exp_minus(z.p), g = expm1_of_twice(z.r);
       Pair r = 1.0f / (i * (g + 2.0f));
       k.i = r * (g + 2.0f);
       k.g = r * g * i;
-      k.f = 1.0f / one_plus_exp_minus(z.q);
-      Pair t = expm1_of_twice(k.f * load(cells[u], count) + k.i * k.g);
-      Pair o = one_plus_exp_minus(z.s);
+      k.f = 1.0f / f;
+      Pair t = power_minus_one(TANH * (k.f * load(cells[u], count) + k.i * k.g));
       r = 1.0f / (o * (t + 2.0f));
       k.o = r * (t + 2.0f);
       k.t = r * t * o;

@@ -43,36 +43,39 @@ INLINE Vector larger(Vector x, Vector y) { return _mm256_max_ps(x, y); }
 INLINE Vector smaller(Vector x, Vector y) { return _mm256_min_ps(x, y); }
 #endif
 
-// exp(x) - 1 in two parts: exp(x) = scale (1 + rest), of |x| below 80.
+// 2^y - 1 in two parts: 2^y = scale (1 + rest), of |y| below 120.
 struct Power {
   Vector scale, rest;
 };
 
-INLINE Power power(Vector x) {
-  // The nearest whole number of doublings: the last bits of a number as large count ones.
-  Vector shifted = x * 1.44269504f + 12582912.0f;
-  Vector n = shifted - 12582912.0f;
-  // log 2 in two parts, the first of few bits, so that the difference is exact.
-  Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  // exp(r) - 1 = r + r² q(r) on [-log(2) / 2, log(2) / 2]; q has the least relative error, 2e-8.
-  Vector q = all(0.0013882517f);
-  q = q * r + 0.0083665475f;
-  q = q * r + 0.0416672f;
-  q = q * r + 0.16666543f;
-  q = q * r + 0.49999997f;
+INLINE Power power(Vector y) {
+  // The nearest whole number: the last bits of a number as large count ones.
+  Vector shifted = y + 12582912.0f;
+  Vector r = y - (shifted - 12582912.0f);
+  // 2^r - 1 = r q(r) on [-1 / 2, 1 / 2]; q has the least relative error, 1.7e-8.
+  Vector q = all(0.00015398378f);
+  q = q * r + 0.0013387788f;
+  q = q * r + 0.009618249f;
+  q = q * r + 0.055503666f;
+  q = q * r + 0.24022649f;
+  q = q * r + 0.6931472f;
   Integers scale = ((Integers)shifted << 23) + 0x3f800000;
-  return {(Vector)scale, r * r * q + r};
+  return {(Vector)scale, q * r};
 }
 
-// 1 + exp(-x), so that σ(x) is one over it.
-INLINE Vector one_plus_exp_minus(Vector x) {
-  Power e = power(smaller(all(60.0f), larger(all(-60.0f), -x)));
-  return e.scale * e.rest + e.scale + 1.0f;
+// In doublings: σ(x) is 1 / (1 + 2^y) of y = SIGMOID x, and tanh(x) is e / (e + 2) of
+// e = 2^y - 1, y = TANH x. Weights are multiplied by these once, so sums are rounded as often.
+constexpr float SIGMOID = -1.44269504f, TANH = 2.88539008f;
+
+// 1 + 2^y, at most as large as leaves products of two of these, and their inverses, finite.
+INLINE Vector one_plus_power(Vector y) {
+  Power e = power(smaller(all(86.0f), larger(all(-86.0f), y)));
+  return e.scale * e.rest + (e.scale + 1.0f);
 }
 
-// exp(2 x) - 1 =: e, so that tanh(x) is e / (e + 2), to the last bits where x is small.
-INLINE Vector expm1_of_twice(Vector x) {
-  Power e = power(smaller(all(20.0f), larger(all(-20.0f), x + x)));
+// 2^y - 1, to the last bits where y is small.
+INLINE Vector power_minus_one(Vector y) {
+  Power e = power(smaller(all(29.0f), larger(all(-29.0f), y)));
   return e.scale * e.rest + (e.scale - 1.0f);
 }
 
@@ -93,10 +96,8 @@ INLINE Pair operator+(Pair x, float y) { return x + both(y); }
 INLINE Pair operator*(float x, Pair y) { return both(x) * y; }
 INLINE Pair operator-(float x, Pair y) { return both(x) - y; }
 INLINE Pair operator/(float x, Pair y) { return both(x) / y; }
-INLINE Pair one_plus_exp_minus(Pair x) {
-  return {one_plus_exp_minus(x.a), one_plus_exp_minus(x.b)};
-}
-INLINE Pair expm1_of_twice(Pair x) { return {expm1_of_twice(x.a), expm1_of_twice(x.b)}; }
+INLINE Pair one_plus_power(Pair x) { return {one_plus_power(x.a), one_plus_power(x.b)}; }
+INLINE Pair power_minus_one(Pair x) { return {power_minus_one(x.a), power_minus_one(x.b)}; }
 
 INLINE void add_product(Pair &sum, float weight, Pair x) {
   Vector w = all(weight);
