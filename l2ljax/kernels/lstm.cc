@@ -40,14 +40,14 @@ struct Layer {
     inputs = depth - units;
     const float *w = kernel.typed_data(), *b = bias.typed_data();
     forward.resize(size_t(1 + depth) * gates());
-    for (int gate = 0; gate < 4; ++gate)
-      for (int unit = 0; unit < units; ++unit) {
-        int r = gate * units + unit;
-        float scale = gate == 2 ? TANH : SIGMOID;
-        float *to = forward.data() + size_t(unit) * (1 + depth) * 4 + gate;
-        *to = scale * b[r];
-        for (int k = 0; k < depth; ++k) *(to += 4) = scale * w[k * gates() + r];
-      }
+    auto fill = [&](int row, const float *from) {
+      for (int gate = 0; gate < 4; ++gate)
+        for (int unit = 0; unit < units; ++unit)
+          forward[(size_t(unit) * (1 + depth) + row) * 4 + gate] =
+              (gate == 2 ? TANH : SIGMOID) * from[gate * units + unit];
+    };
+    fill(0, b);
+    for (int k = 0; k < depth; ++k) fill(1 + k, w + k * gates());
     if (!transposed) return;
     backward.resize(size_t(multiple(depth, 4)) * gates());
     for (int k = 0; k < depth; ++k) {
@@ -85,9 +85,14 @@ INLINE Four preactivations(const Layer &layer, const Pair *inputs, int unit) {
 
 // Of each unit 1 / σ(i), 1 / σ(f), 2 tanh(g) / (1 - tanh(g)) and 1 / σ(o). Products, exponentials
 // and what is made of them are loops of their own: an exponential takes long to come, and in a loop
-// the processor begins the next ones meanwhile.
-INLINE void exponentials(const Layer &layer, const Pair *inputs, Four *found) {
-  for (int u = 0; u < layer.units; ++u) found[u] = preactivations(layer, inputs, u);
+// the processor begins the next ones meanwhile. `ahead` asks for the rows of a unit, while products
+// leave time for that: many requests at once would wait for each other.
+template <typename Ahead>
+INLINE void exponentials(const Layer &layer, const Pair *inputs, Four *found, const Ahead &ahead) {
+  for (int u = 0; u < layer.units; ++u) {
+    ahead(u);
+    found[u] = preactivations(layer, inputs, u);
+  }
   for (int u = 0; u < layer.units; ++u) {
     Four y = found[u];
     found[u] = {one_plus_power(y.p), one_plus_power(y.q), power_minus_one(y.r),
@@ -170,7 +175,10 @@ void forward(const Network &net, const Arrays &arrays, std::int64_t at, int coun
     Pair *inputs = space.inputs[l];
     Pair *outputs = l + 1 < net.layers.size() ? space.inputs[l + 1] : space.top;
     for (int u = 0; u < layer.units; ++u) inputs[layer.inputs + u] = load(hidden[u], count);
-    exponentials(layer, inputs, space.found);
+    exponentials(layer, inputs, space.found, [&](int u) {
+      expect(cells[u]);
+      expect(hidden[u]);
+    });
     for (int u = 0; u < layer.units; ++u) {
       // σ(f) c + σ(i) tanh(g), and σ(o) tanh(c), with one division for both factors.
       auto [i, f, g, o] = space.found[u];
@@ -263,7 +271,14 @@ void backward(const Network &net, const Arrays &arrays, std::int64_t at, int cou
     auto hidden = arrays.in(arrays.states[2 * l + 1], at);
     for (int u = 0; u < layer.units; ++u) inputs[l][layer.inputs + u] = load(hidden[u], count);
     Pair *outputs = l + 1 < layers ? inputs[l + 1] : top;
-    exponentials(layer, inputs[l], space.found);
+    auto by_new_cells = arrays.in(arrays.by_new[2 * l], at);
+    auto by_new_hidden = arrays.in(arrays.by_new[2 * l + 1], at);
+    exponentials(layer, inputs[l], space.found, [&](int u) {
+      expect(cells[u]);
+      expect(hidden[u]);
+      expect(by_new_cells[u]);
+      expect(by_new_hidden[u]);
+    });
     for (int u = 0; u < layer.units; ++u) {
       auto [i, f, g, o] = space.found[u];
       Kept k;
