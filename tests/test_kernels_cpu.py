@@ -331,12 +331,14 @@ def test_what_cannot_be_built_says_why_and_leaves_nothing(tmp_path, monkeypatch)
     assert not list((tmp_path / "built").glob("*"))
 
 
-@pytest.mark.parametrize("part", ["_SOURCE", "_HEADER"])
+@pytest.mark.parametrize("part", ["lstm.cc", "threads.h", "vectors.h"])
 def test_a_build_is_named_after_what_it_was_made_from(part, tmp_path, monkeypatch):
     path = _build._path()
-    changed = tmp_path / "changed"
-    changed.write_text(getattr(_build, part).read_text() + "\n")
-    monkeypatch.setattr(_build, part, changed)
+    (old,) = (file for file in _build._SOURCES if file.name == part)
+    changed = tmp_path / part
+    changed.write_text(old.read_text() + "\n")
+    sources = [changed if file == old else file for file in _build._SOURCES]
+    monkeypatch.setattr(_build, "_SOURCES", sources)
     assert _build._path() != path and _build._path().parent == path.parent
 
 

@@ -15,8 +15,10 @@ import jax
 
 FORWARD, BACKWARD = "l2ljax_lstm_forward", "l2ljax_lstm_backward"
 
-_SOURCE = pathlib.Path(__file__).with_name("lstm.cc")
-_HEADER = _SOURCE.with_name("vectors.h")
+# The program, and what it includes.
+_SOURCES = [
+    pathlib.Path(__file__).with_name(name) for name in ("lstm.cc", "threads.h", "vectors.h")
+]
 _FOLDER = pathlib.Path(__file__).with_name("built")
 _COMPILERS = ("c++", "g++")
 # What x86-64 processors have in common, from the newest on, and what a compiler says of them.
@@ -55,7 +57,7 @@ def build(compiler: str | None = None) -> pathlib.Path:
     os.close(descriptor)
     try:
         options = ["-std=c++17", "-O3", "-fPIC", "-shared", "-w", *_machine(found)]
-        command = [found, *options, "-isystem", jax.ffi.include_dir(), str(_SOURCE)]
+        command = [found, *options, "-isystem", jax.ffi.include_dir(), str(_SOURCES[0])]
         done = subprocess.run([*command, "-o", temporary], capture_output=True, text=True)
         if done.returncode:
             raise OSError(f"{found} failed:\n{done.stderr.strip()}")
@@ -88,8 +90,8 @@ def _path() -> pathlib.Path:
     """A name for each source, version of jaxlib and kind of processor."""
     jaxlib = importlib.metadata.version("jaxlib")
     about = f"{jaxlib} {platform.system()} {platform.machine()}\n"
-    content = about.encode() + _HEADER.read_bytes() + _SOURCE.read_bytes()
-    tag = hashlib.sha256(content).hexdigest()[:12]
+    parts = [about.encode(), *(file.read_bytes() for file in _SOURCES)]
+    tag = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
     return _FOLDER / f"lstm-{tag}.so"
 
 
