@@ -85,6 +85,7 @@ def measure(
     repeats: int,
     devices: int,
     fused: bool | None,
+    counted: bool,
 ) -> dict[str, Any]:
     """Compiles and warms up outside the clock, then times `repeats` rounds of `episodes`."""
     task, batch, coordinates = problem(name, data_dir)
@@ -120,11 +121,13 @@ def measure(
         "first_call_s": first,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         # Of one device, which does the work of all; XLA counts nothing in a program of others.
-        **counts(step_program(*make(optimizer(name, False)))),
+        **(counts(step_program(*make(optimizer(name, False)))) if counted else {}),
     }
 
 
-def measure_apply(name: str, coordinates: int, repeats: int, fused: bool | None) -> dict[str, Any]:
+def measure_apply(
+    name: str, coordinates: int, repeats: int, fused: bool | None, counted: bool
+) -> dict[str, Any]:
     """One update and its addition to the params, on the random gradients of one draw."""
 
     def program(coordinates: int, fused: bool | None) -> tuple[Any, ...]:
@@ -151,7 +154,7 @@ def measure_apply(name: str, coordinates: int, repeats: int, fused: bool | None)
     first, compiled, params, state, gradients = program(coordinates, fused)
     # Of so few that XLA computes them at once: of a loop over tiles it counts one.
     few = 10_000
-    counted = counts(program(few, False)[1])
+    operations = counts(program(few, False)[1]) if counted else {}
     params, state = jax.block_until_ready(compiled(params, state, gradients))
     seconds = []
     for _ in range(repeats):
@@ -168,7 +171,7 @@ def measure_apply(name: str, coordinates: int, repeats: int, fused: bool | None)
         "coordinate_updates_per_s": coordinates / float(np.median(seconds)),
         "first_call_s": first,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        **{name: count * coordinates / few for name, count in counted.items()},
+        **{name: count * coordinates / few for name, count in operations.items()},
     }
 
 
@@ -235,20 +238,21 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--quick", action="store_true", help="little of each, and write nothing")
     parser.add_argument("--xla", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--uncounted", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", choices=[*PROBLEMS, "peaks"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     quick = arguments.quick
-    fused = False if arguments.xla else None
+    how = {"fused": False if arguments.xla else None, "counted": not arguments.uncounted}
     if arguments.one == "peaks":
         print(json.dumps(peaks()))
         return
     if arguments.one in LEAVES:
         sizes = (8_000, 2) if quick else (COORDINATES, 9)
-        print(json.dumps(measure_apply(arguments.one, *sizes, fused)))
+        print(json.dumps(measure_apply(arguments.one, *sizes, **how)))
         return
     if arguments.one:
         rounds = (1, 1) if quick else {"quadratics": (10, 5), "mnist": (2, 5)}[arguments.one]
-        found = measure(arguments.one, arguments.data_dir, *rounds, arguments.devices, fused)
+        found = measure(arguments.one, arguments.data_dir, *rounds, arguments.devices, **how)
         print(json.dumps(found))
         return
     passed = [] if arguments.data_dir is None else ["--data-dir", arguments.data_dir]
@@ -258,9 +262,10 @@ def main() -> None:
         command = [sys.executable, __file__, "--one", name, *passed]
         devices = arguments.devices if name == "quadratics" else 1
         environment = {"JAX_NUM_CPU_DEVICES": str(devices)} if devices > 1 else {}
+        again = [*command, "--uncounted"]
         others = {
-            "xla": functools.partial(in_own_process, [*command, "--xla"], environment),
-            "huge_pages": functools.partial(in_own_process, command, environment | HUGE_PAGES),
+            "xla": functools.partial(in_own_process, [*again, "--xla"], environment),
+            "huge_pages": functools.partial(in_own_process, again, environment | HUGE_PAGES),
             **{
                 other: functools.partial(in_own_process, rival)
                 for other, rival in rivals(name, arguments).items()
