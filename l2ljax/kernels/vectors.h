@@ -64,7 +64,7 @@ INLINE Power power(Vector y) {
 }
 
 // In doublings: σ(x) is 1 / (1 + 2^y) of y = SIGMOID x, and tanh(x) is e / (e + 2) of
-// e = 2^y - 1, y = TANH x. Weights are multiplied by these once, so sums are rounded as often.
+// e = 2^y - 1, y = TANH x. Weights are multiplied by these, which rounds each of them once more.
 constexpr float SIGMOID = -1.44269504f, TANH = 2.88539008f;
 
 // 1 + 2^y, at most as large as leaves products of two of these, and their inverses, finite.
