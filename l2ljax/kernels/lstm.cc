@@ -27,8 +27,7 @@ using std::size_t;
 // The weights of a layer, copied into the order in which they are read.
 struct Layer {
   int inputs, units, depth;      // depth: inputs and hidden units
-  std::vector<float> forward;    // [units][1 + depth][4]: biases, then weights, of the four gates,
-                                 // in doublings
+  std::vector<float> forward;    // [units][1 + depth][4]: biases, then weights, of the four gates
   std::vector<float> backward;   // [depth / 4, rounded up][4 units][4]
 
   int gates() const { return 4 * units; }
@@ -41,8 +40,7 @@ struct Layer {
     auto fill = [&](int row, const float *from) {
       for (int gate = 0; gate < 4; ++gate)
         for (int unit = 0; unit < units; ++unit)
-          forward[(size_t(unit) * (1 + depth) + row) * 4 + gate] =
-              (gate == 2 ? TANH : SIGMOID) * from[gate * units + unit];
+          forward[(size_t(unit) * (1 + depth) + row) * 4 + gate] = from[gate * units + unit];
     };
     fill(0, b);
     for (int k = 0; k < depth; ++k) fill(1 + k, w + k * gates());
@@ -73,7 +71,7 @@ struct Network {
   }
 };
 
-// The four gates of a unit before their activations, in doublings.
+// The four gates of a unit before their activations.
 INLINE Four preactivations(const Layer &layer, const Pair *inputs, int unit) {
   const float *w = layer.forward.data() + size_t(unit) * (1 + layer.depth) * 4;
   Four z = {both(w[0]), both(w[1]), both(w[2]), both(w[3])};
@@ -92,9 +90,9 @@ INLINE void exponentials(const Layer &layer, const Pair *inputs, Four *found, co
     found[u] = preactivations(layer, inputs, u);
   }
   for (int u = 0; u < layer.units; ++u) {
-    Four y = found[u];
-    found[u] = {one_plus_power(y.p), one_plus_power(y.q), power_minus_one(y.r),
-                one_plus_power(y.s)};
+    Four z = found[u];
+    found[u] = {one_plus_exp_minus(z.p), one_plus_exp_minus(z.q), expm1_of_twice(z.r),
+                one_plus_exp_minus(z.s)};
   }
 }
 
@@ -181,7 +179,7 @@ void forward(const Network &net, const Arrays &arrays, std::int64_t at, int coun
       // σ(f) c + σ(i) tanh(g), and σ(o) tanh(c), with one division for both factors.
       auto [i, f, g, o] = space.found[u];
       Pair cell = load(cells[u], count) / f + g / (i * (g + 2.0f));
-      Pair c = power_minus_one(TANH * cell);
+      Pair c = expm1_of_twice(cell);
       outputs[u] = c / (o * (c + 2.0f));
       store(new_cells[u], cell, count);
       store(new_hidden[u], outputs[u], count);
@@ -284,7 +282,7 @@ void backward(const Network &net, const Arrays &arrays, std::int64_t at, int cou
       k.i = r * (g + 2.0f);
       k.g = r * g * i;
       k.f = 1.0f / f;
-      Pair t = power_minus_one(TANH * (k.f * load(cells[u], count) + k.i * k.g));
+      Pair t = expm1_of_twice(k.f * load(cells[u], count) + k.i * k.g);
       r = 1.0f / (o * (t + 2.0f));
       k.o = r * (t + 2.0f);
       k.t = r * t * o;

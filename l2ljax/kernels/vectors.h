@@ -43,15 +43,16 @@ INLINE Vector larger(Vector x, Vector y) { return _mm256_max_ps(x, y); }
 INLINE Vector smaller(Vector x, Vector y) { return _mm256_min_ps(x, y); }
 #endif
 
-// 2^y - 1 in two parts: 2^y = scale (1 + rest), of |y| below 120.
+// 2^y - 1 in two parts: 2^y = scale (1 + rest).
 struct Power {
   Vector scale, rest;
 };
 
-INLINE Power power(Vector y) {
+// 2^y of y = doublings x, of size below 120.
+INLINE Power power(Vector x, float doublings) {
   // The nearest whole number: the last bits of a number as large count ones.
-  Vector shifted = y + 12582912.0f;
-  Vector r = y - (shifted - 12582912.0f);
+  Vector shifted = x * doublings + 12582912.0f;
+  Vector r = x * doublings - (shifted - 12582912.0f);
   // 2^r - 1 = r q(r) on [-1 / 2, 1 / 2]; q has the least relative error, 1.7e-8.
   Vector q = all(0.00015398378f);
   q = q * r + 0.0013387788f;
@@ -63,19 +64,15 @@ INLINE Power power(Vector y) {
   return {(Vector)scale, q * r};
 }
 
-// In doublings: σ(x) is 1 / (1 + 2^y) of y = SIGMOID x, and tanh(x) is e / (e + 2) of
-// e = 2^y - 1, y = TANH x. Weights are multiplied by these, which rounds each of them once more.
-constexpr float SIGMOID = -1.44269504f, TANH = 2.88539008f;
-
-// 1 + 2^y, at most as large as leaves products of two of these, and their inverses, finite.
-INLINE Vector one_plus_power(Vector y) {
-  Power e = power(smaller(all(86.0f), larger(all(-86.0f), y)));
+// 1 + exp(-x), so that σ(x) is one over it.
+INLINE Vector one_plus_exp_minus(Vector x) {
+  Power e = power(smaller(all(60.0f), larger(all(-60.0f), x)), -1.44269504f);
   return e.scale * e.rest + (e.scale + 1.0f);
 }
 
-// 2^y - 1, to the last bits where y is small.
-INLINE Vector power_minus_one(Vector y) {
-  Power e = power(smaller(all(29.0f), larger(all(-29.0f), y)));
+// exp(2 x) - 1 =: e, so that tanh(x) is e / (e + 2), to the last bits where x is small.
+INLINE Vector expm1_of_twice(Vector x) {
+  Power e = power(smaller(all(10.0f), larger(all(-10.0f), x)), 2.88539008f);
   return e.scale * e.rest + (e.scale - 1.0f);
 }
 
@@ -96,8 +93,10 @@ INLINE Pair operator+(Pair x, float y) { return x + both(y); }
 INLINE Pair operator*(float x, Pair y) { return both(x) * y; }
 INLINE Pair operator-(float x, Pair y) { return both(x) - y; }
 INLINE Pair operator/(float x, Pair y) { return both(x) / y; }
-INLINE Pair one_plus_power(Pair x) { return {one_plus_power(x.a), one_plus_power(x.b)}; }
-INLINE Pair power_minus_one(Pair x) { return {power_minus_one(x.a), power_minus_one(x.b)}; }
+INLINE Pair one_plus_exp_minus(Pair x) {
+  return {one_plus_exp_minus(x.a), one_plus_exp_minus(x.b)};
+}
+INLINE Pair expm1_of_twice(Pair x) { return {expm1_of_twice(x.a), expm1_of_twice(x.b)}; }
 
 INLINE void add_product(Pair &sum, float weight, Pair x) {
   Vector w = all(weight);
