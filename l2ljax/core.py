@@ -104,6 +104,34 @@ class CoordinatewiseTransformation(optax.GradientTransformation):
     """
 
 
+class ReplayableTransformation(CoordinatewiseTransformation):
+    """One whose updates depend on gradients and state alone, and that may replay many of them.
+
+    Where gradients are constants to a meta-gradient, its backward pass is that of the optimizer on
+    gradients that are known by then. A type that has a quicker way through all of them than one
+    update after another says so by this mark, and overrides `replay`.
+    """
+
+    def replay(self, gradients: Params, state: Any) -> tuple[Params, Any]:
+        """The updates that gradients lead to, one after another.
+
+        Args:
+            gradients: a tree of gradients with a leading axis of steps.
+            state: the state before the first step.
+
+        Returns:
+            Updates, with that axis too, and the state after the last step; `jax.vjp` of both serves
+            by the arrays of the transformation and by `state`.
+        """
+
+        def step(state: Any, gradient: Params) -> tuple[Any, Params]:
+            updates, state = self.update(gradient, state)
+            return state, updates
+
+        state, updates = jax.lax.scan(step, state, gradients)
+        return updates, state
+
+
 def as_pytree(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """Makes any optax transformation an argument that `jax.jit` takes.
 

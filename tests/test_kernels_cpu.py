@@ -17,20 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamShapeError
 from jax.sharding import AxisType, PartitionSpec
 
 from l2ljax import kernels, learned, meta, tasks
 from l2ljax.kernels import _build
-from l2ljax.networks import lstm_apply, lstm_init
+from l2ljax.networks import lstm_apply
+from tests import lstm_cases
+from tests.lstm_cases import arguments_of, assert_close, like
 
 HIDDEN = (20, 20)
-SIZES = {
-    "the paper's": ((20, 20), 2, (150,)),
+SIZES = lstm_cases.SIZES | {
     "whole tiles": ((20, 20), 1, (64,)),
-    "one layer": ((20,), 9, (64,)),
-    "three layers of other sizes": ((3, 17, 8), 1, (70,)),
-    "one coordinate": ((4, 4), 3, ()),
-    "coordinates on two axes": ((5,), 2, (7, 11)),
     "nine layers": ((2,) * 9, 1, (33,)),
     "many coordinates": ((4,), 2, (20_000,)),
 }
@@ -56,33 +54,10 @@ def fused(hidden):
     return functools.partial(kernels.cpu_lstm, network(hidden))
 
 
-def inputs(hidden, features, shape, scale=1.0):
-    rng = np.random.default_rng(0)
-
-    def normal(*shape):
-        return jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
-
-    phi = lstm_init(jax.random.key(0), features=features, hidden=hidden)
-    phi = jax.tree.map(lambda leaf: leaf + 0.1 * normal(*leaf.shape), phi)
-    carries = tuple((normal(units, *shape), normal(units, *shape)) for units in hidden)
-    return phi, carries, normal(features, *shape)
-
-
-def like(tree, seed=1):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), tree)
-
-
-def assert_close(found, expected, tolerance=3e-6):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(initial=1e-30))
-
-
 @pytest.mark.parametrize("case", SIZES)
 def test_values_and_gradients_are_those_of_the_network(case):
     hidden, features, shape = SIZES[case]
-    arguments = inputs(hidden, features, shape)
+    arguments = arguments_of(hidden, features, shape)
     expected, pull = jax.vjp(network(hidden), *arguments)
     found, pull_fused = jax.vjp(fused(hidden), *arguments)
     assert_close(found, expected)
@@ -92,16 +67,95 @@ def test_values_and_gradients_are_those_of_the_network(case):
 
 def test_the_program_is_what_runs():
     lowered = jax.jit(jax.grad(lambda *a: fused(HIDDEN)(*a)[1].sum())).lower(
-        *inputs(HIDDEN, 2, (8,))
+        *arguments_of(HIDDEN, 2, (8,))
     )
     text = lowered.as_text()
     # The values of the step are not needed for its gradient.
     assert _build.BACKWARD in text and _build.FORWARD not in text and "dot_general" not in text
-    assert _build.FORWARD in jax.jit(fused(HIDDEN)).lower(*inputs(HIDDEN, 2, (8,))).as_text()
+    assert _build.FORWARD in jax.jit(fused(HIDDEN)).lower(*arguments_of(HIDDEN, 2, (8,))).as_text()
+
+
+@functools.cache
+def sequence(hidden):
+    return functools.partial(kernels.cpu_lstm_sequence, network(hidden))
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_a_sequence_is_its_steps_one_after_another(case):
+    hidden, features, shape = SIZES[case]
+    arguments = arguments_of(hidden, features, shape, steps=(3,))
+
+    def steps(phi, carries, xs):
+        return jax.lax.scan(functools.partial(network(hidden), phi), carries, xs)
+
+    expected, pull = jax.vjp(jax.jit(steps), *arguments)
+    found, pull_sequence = jax.vjp(jax.jit(sequence(hidden)), *arguments)
+    assert_close(found, expected)
+    gradients = like(expected)
+    assert_close(pull_sequence(gradients), pull(gradients))
+
+
+def test_the_gradient_of_a_sequence_is_one_call():
+    arguments = arguments_of(HIDDEN, 2, (8,), steps=(5,))
+    text = jax.jit(jax.grad(lambda *a: sequence(HIDDEN)(*a)[1].sum())).lower(*arguments).as_text()
+    assert text.count(f"@{_build.SEQUENCE_BACKWARD}") == 1
+    assert _build.FORWARD not in text and "dot_general" not in text and "while" not in text
+
+
+def test_arguments_that_do_not_belong_together_are_refused():
+    phi, carries, x = arguments_of((4,), 2, (8,))
+    for wrong in (
+        (phi, carries, jnp.ones((2, 5000))),  # more coordinates than the state has
+        (arguments_of((20,), 2, (8,))[0], carries, x),  # weights of more units
+        (phi, carries, x[:1]),  # fewer features
+        (phi, jax.tree.map(lambda leaf: leaf[:2], carries), x),
+        (phi, ((carries[0][0][:1], carries[0][1]),), x),  # a cell that would be broadcast
+        (phi, carries, x.astype(jnp.bfloat16)),
+    ):
+        with pytest.raises((TypeError, ValueError, ScopeParamShapeError)):
+            fused((4,))(*wrong)
+    with pytest.raises((TypeError, ValueError, ScopeParamShapeError)):
+        jax.grad(lambda phi: jnp.sum(sequence((4,))(phi, carries, jnp.ones((3, 2, 9)))[1]))(phi)
+
+
+def test_it_runs_where_jit_is_turned_off():
+    arguments = arguments_of((3,), 2, (8,))
+    with jax.disable_jit():
+        assert_close(fused((3,))(*arguments), network((3,))(*arguments))
+
+
+@pytest.mark.parametrize("spec", [(None, "x"), (None, "x", None), (None, None, "x")])
+def test_results_are_split_as_those_of_the_network_are(spec):
+    mesh = jax.make_mesh((1,), ("x",))
+    phi, carries, x = arguments_of((3,), 2, (4, 6)[: len(spec) - 1])
+    split = jax.sharding.NamedSharding(mesh, PartitionSpec(*spec))
+    carries, x = jax.device_put((carries, x), split)
+    expected = jax.eval_shape(jax.jit(network((3,))), phi, carries, x)
+    found = jax.eval_shape(jax.jit(fused((3,))), phi, carries, x)
+    assert str(jax.tree.map(jax.typeof, found)) == str(jax.tree.map(jax.typeof, expected))
+
+
+def test_gradients_of_many_equal_coordinates_do_not_stand_still():
+    size = 2**20
+    phi, carries, x = arguments_of((2,), 1, (1,))
+    gradient = jax.jit(jax.grad(lambda *a: jnp.sum(fused((2,))(*a)[1])))
+    one = gradient(phi, carries, x)
+    many = gradient(phi, *jax.tree.map(lambda leaf: jnp.tile(leaf, size), (carries, x)))
+    assert_close(many, jax.tree.map(lambda leaf: size * leaf, one), 1e-5)
+
+
+def test_coordinates_that_do_not_exist_add_nothing_to_gradients():
+    phi, carries, x = arguments_of((4,), 2, (33,))
+    phi["lstm_0"]["kernel"] = phi["lstm_0"]["kernel"].at[0, 0].set(jnp.inf)
+    apart = jax.grad(lambda *a: jnp.sum(network((4,))(*a)[1]))(phi, carries, x)
+    found = jax.grad(lambda *a: jnp.sum(fused((4,))(*a)[1]))(phi, carries, x)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(jnp.isfinite(a), jnp.isfinite(b)), found, apart
+    )
 
 
 def test_small_and_large_numbers_keep_their_digits():
-    phi, carries, x = inputs((3,), 2, (64,))
+    phi, carries, x = arguments_of((3,), 2, (64,))
     phi = {**phi, "lstm_0": {**phi["lstm_0"], "bias": jnp.zeros(12)}}
     for scale in (1e-30, 1e-9, 1e-3, 1e3):
         small = jax.tree.map(lambda leaf, scale=scale: scale * leaf, (carries, x))
@@ -138,7 +192,7 @@ def test_its_exponentials_are_exact_to_the_last_bits():
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 def test_what_is_not_finite_stays_with_its_coordinate(bad):
-    phi, carries, x = inputs(HIDDEN, 2, (100,))
+    phi, carries, x = arguments_of(HIDDEN, 2, (100,))
     carries = ((carries[0][0].at[3, 40].set(bad), carries[0][1]), carries[1])
     x = x.at[1, 77].set(bad)
     expected, found = network(HIDDEN)(phi, carries, x), fused(HIDDEN)(phi, carries, x)
@@ -149,7 +203,7 @@ def test_what_is_not_finite_stays_with_its_coordinate(bad):
 
 
 def test_along_a_direction_and_to_second_order_it_is_the_network():
-    arguments = inputs((3, 3), 1, (5,))
+    arguments = arguments_of((3, 3), 1, (5,))
     direction = like(arguments)
     expected = jax.jvp(network((3, 3)), arguments, direction)
     assert_close(jax.jvp(fused((3, 3)), arguments, direction), expected)
@@ -172,7 +226,7 @@ def test_along_a_direction_and_to_second_order_it_is_the_network():
 
 
 def test_mapped_over_coordinates_it_is_one_program_and_over_weights_the_network():
-    phi, carries, x = inputs((3,), 2, (4, 6))
+    phi, carries, x = arguments_of((3,), 2, (4, 6))
     apply = fused((3,))
     expected = network((3,))(phi, carries, x)
     mapped = jax.vmap(apply, (None, 1, 1), (((1, 1),), 0))
@@ -194,7 +248,7 @@ def test_mapped_over_coordinates_it_is_one_program_and_over_weights_the_network(
 
 
 def test_what_it_reads_stays_and_it_may_be_written_over():
-    arguments = inputs(HIDDEN, 2, (500,))
+    arguments = arguments_of(HIDDEN, 2, (500,))
     before = jax.tree.map(np.array, arguments)
     expected = network(HIDDEN)(*arguments)
 
@@ -209,7 +263,7 @@ def test_what_it_reads_stays_and_it_may_be_written_over():
 
 
 def test_the_same_gradient_comes_out_each_time():
-    arguments = inputs((4,), 2, (30_000,))
+    arguments = arguments_of((4,), 2, (30_000,))
     run = jax.jit(jax.grad(lambda phi, *rest: jnp.sum(fused((4,))(phi, *rest)[1] ** 2)))
     first = run(*arguments)
     for _ in range(5):
@@ -217,7 +271,7 @@ def test_the_same_gradient_comes_out_each_time():
 
 
 def test_exported_programs_and_those_of_other_platforms_hold_the_network():
-    arguments = inputs((3,), 2, (8,))
+    arguments = arguments_of((3,), 2, (8,))
     exported = jax.export.export(jax.jit(fused((3,))), platforms=["cpu", "cuda", "tpu"])(*arguments)
     assert _build.FORWARD not in exported.mlir_module()
     assert_close(exported.call(*arguments), network((3,))(*arguments))
@@ -262,7 +316,7 @@ def test_meta_gradients_on_a_mesh_are_the_same_with_and_without():
         )
         keys = jax.random.split(jax.random.key(1), 2)
         text = jax.jit(functools.partial(step)).lower(state, keys[0]).as_text()
-        assert (_build.BACKWARD in text) is (choice is None)
+        assert (_build.SEQUENCE_BACKWARD in text) is (choice is None)
         for key in keys:
             state, metrics = step(state, key)
         found[choice] = metrics
@@ -314,27 +368,55 @@ def test_a_process_with_one_device_chooses_it():
     assert found["dtypes"] == ["bfloat16", "bfloat16"]
 
 
-def test_what_cannot_be_built_says_why_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(_build, "_FOLDER", tmp_path / "built")
-    with pytest.raises(FileNotFoundError, match="compiler must be .* found no 'no-such-compiler'"):
-        kernels.build("no-such-compiler")
-    with pytest.raises(OSError, match="false finds neither here"):
-        kernels.build("false")
-    monkeypatch.setattr(_build, "_machine", lambda compiler: [])
-    with pytest.raises(OSError, match="false failed"):
-        kernels.build("false")
-    assert not list((tmp_path / "built").glob("*"))
+THREADS = """
+import functools, threading, jax, jax.numpy as jnp
+from l2ljax import kernels
+from l2ljax.networks import lstm_apply
+from tests.lstm_cases import arguments_of, assert_close, like
+arguments = arguments_of((4,), 2, (30_000,))
+long = arguments_of((4,), 2, (30_000,), steps=(2,))
+network = functools.partial(lstm_apply, hidden=(4,), fused=False)
+
+def steps(phi, carries, xs):
+    return jax.lax.scan(functools.partial(network, phi), carries, xs)
+
+def gradients(function, arguments):
+    values, pull = jax.vjp(function, *arguments)
+    return values, pull(like(values))
+
+pairs = [
+    (network, functools.partial(kernels.cpu_lstm, network), arguments),
+    (steps, functools.partial(kernels.cpu_lstm_sequence, network), long),
+]
+failed = []
+
+def compare(function, expected, arguments):
+    try:
+        for _ in range(5):
+            assert_close(function(arguments), expected, 1e-5)
+    except AssertionError as error:
+        failed.append(error)
+
+for slow, quick, arguments in pairs:
+    expected = gradients(slow, arguments)
+    function = jax.jit(functools.partial(gradients, quick))
+    threads = [
+        threading.Thread(target=compare, args=(function, expected, arguments)) for _ in range(3)
+    ]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+assert not failed, failed[0]
+"""
 
 
-@pytest.mark.parametrize("part", ["lstm.cc", "threads.h", "vectors.h"])
-def test_a_build_is_named_after_what_it_was_made_from(part, tmp_path, monkeypatch):
-    path = _build._path()
-    (old,) = (file for file in _build._SOURCES if file.name == part)
-    changed = tmp_path / part
-    changed.write_text(old.read_text() + "\n")
-    sources = [changed if file == old else file for file in _build._SOURCES]
-    monkeypatch.setattr(_build, "_SOURCES", sources)
-    assert _build._path() != path and _build._path().parent == path.parent
+@pytest.mark.slow
+def test_threads_that_share_the_work_and_callers_that_share_the_threads_do_it_all():
+    # With eight devices each has one thread of the pool, and none to help it.
+    subprocess.run(
+        [sys.executable, "-c", THREADS],
+        check=True,
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
 
 
 def test_fused_is_a_choice_of_three_also_where_annotations_are_not_checked():

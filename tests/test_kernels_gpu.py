@@ -11,33 +11,8 @@ import pytest
 
 from l2ljax import learned
 from l2ljax.kernels import gpu
-from l2ljax.networks import lstm_apply, lstm_init
-
-SIZES = {
-    "the paper's": ((20, 20), 2, (150,)),
-    "one layer": ((20,), 9, (64,)),
-    "three layers of other sizes": ((3, 17, 8), 1, (70,)),
-    "one coordinate": ((4, 4), 3, ()),
-    "coordinates on two axes": ((5,), 2, (7, 11)),
-}
-
-
-def inputs(hidden, features, shape):
-    rng = np.random.default_rng(0)
-
-    def normal(*shape):
-        return jnp.asarray(rng.normal(size=shape), jnp.float32)
-
-    phi = lstm_init(jax.random.key(0), features=features, hidden=hidden)
-    phi = jax.tree.map(lambda leaf: leaf + 0.1 * normal(*leaf.shape), phi)
-    carries = tuple((normal(units, *shape), normal(units, *shape)) for units in hidden)
-    return phi, carries, normal(features, *shape)
-
-
-def assert_close(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=3e-6 * np.abs(b).max())
+from l2ljax.networks import lstm_apply
+from tests.lstm_cases import SIZES, arguments_of, assert_close, like
 
 
 @pytest.mark.parametrize(
@@ -47,14 +22,11 @@ def test_values_and_gradients_are_those_of_the_network(case, monkeypatch):
     # Three tiles for two programs: one has two of them, and the last tile is not full.
     monkeypatch.setattr(gpu, "PROGRAMS", 2)
     hidden, features, shape = SIZES[case]
-    arguments = inputs(hidden, features, shape)
+    arguments = arguments_of(hidden, features, shape)
     expected, pull = jax.vjp(lambda *a: lstm_apply(*a, hidden=hidden), *arguments)
     found, pull_fused = jax.vjp(lambda *a: gpu.lstm(*a, True), *arguments)
     assert_close(found, expected)
-    rng = np.random.default_rng(1)
-    gradients = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), expected
-    )
+    gradients = like(expected)
     assert_close(pull_fused(gradients), pull(gradients))
 
 
@@ -62,7 +34,7 @@ def test_both_programs_are_lowered_for_cuda():
     def loss(arguments):
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(gpu.lstm(*arguments)))
 
-    traced = jax.jit(jax.value_and_grad(loss)).trace(inputs((20, 20), 2, (1000,)))
+    traced = jax.jit(jax.value_and_grad(loss)).trace(arguments_of((20, 20), 2, (1000,)))
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("triton") >= 2
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from l2ljax import networks
+from l2ljax.networks._convnet import _max_pool
 
 HIDDEN = (3, 2)
 
@@ -189,3 +190,10 @@ def test_an_unknown_activation_is_refused_with_the_nearest_name():
         networks.mlp_init(
             jax.random.key(0), jnp.zeros((1, 2)), hidden=(), outputs=1, activation="sigmoyd"
         )
+
+
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_pooling_keeps_what_is_not_a_number(place):
+    x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+    assert _max_pool(x).item() == 3
+    assert jnp.isnan(_max_pool(x.at[0, *place, 0].set(jnp.nan))).item()

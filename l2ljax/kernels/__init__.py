@@ -6,6 +6,6 @@ a GPU is in `l2ljax.kernels.gpu`, which is imported where it is wanted: Pallas t
 """
 
 from l2ljax.kernels._build import build, load
-from l2ljax.kernels._cpu import cpu_lstm, cpu_serves
+from l2ljax.kernels._cpu import cpu_lstm, cpu_lstm_sequence, cpu_serves
 
-__all__ = ["build", "cpu_lstm", "cpu_serves", "load"]
+__all__ = ["build", "cpu_lstm", "cpu_lstm_sequence", "cpu_serves", "load"]

@@ -14,11 +14,15 @@ import tempfile
 import jax
 
 FORWARD, BACKWARD = "l2ljax_lstm_forward", "l2ljax_lstm_backward"
+SEQUENCE_BACKWARD = "l2ljax_lstm_sequence_backward"
 
 # The program, and what it includes.
 _SOURCES = [
-    pathlib.Path(__file__).with_name(name) for name in ("lstm.cc", "threads.h", "vectors.h")
+    pathlib.Path(__file__).with_name(name)
+    for name in ("lstm.cc", "network.h", "sums.h", "threads.h", "vectors.h")
 ]
+# Tuned for no processor: for Zen 4, GCC 12's tuning makes the derivative 5 % slower.
+_OPTIONS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
 _FOLDER = pathlib.Path(__file__).with_name("built")
 _COMPILERS = ("c++", "g++")
 # What x86-64 processors have in common, from the newest on, and what a compiler says of them.
@@ -53,50 +57,61 @@ def build(compiler: str | None = None) -> pathlib.Path:
         tried = f"no {compiler!r}" if compiler else "none of " + ", ".join(_COMPILERS)
         raise FileNotFoundError(f"compiler must be a C++ compiler that is installed; found {tried}")
     _FOLDER.mkdir(exist_ok=True)
+    level = _level(found)
     descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=_FOLDER)
     os.close(descriptor)
     try:
-        options = ["-std=c++17", "-O3", "-fPIC", "-shared", "-w", *_machine(found)]
-        command = [found, *options, "-isystem", jax.ffi.include_dir(), str(_SOURCES[0])]
-        done = subprocess.run([*command, "-o", temporary], capture_output=True, text=True)
+        command = [found, *_OPTIONS, f"-march={level}", "-isystem", jax.ffi.include_dir()]
+        done = subprocess.run(
+            [*command, str(_SOURCES[0]), "-o", temporary], capture_output=True, text=True
+        )
         if done.returncode:
             raise OSError(f"{found} failed:\n{done.stderr.strip()}")
         if not ctypes.CDLL(temporary).l2ljax_runs_here():
             raise OSError(f"{found} made a program that does not run on this processor")
         os.chmod(temporary, 0o644)
-        os.replace(temporary, _path())
+        os.replace(temporary, _path(level))
     finally:
         pathlib.Path(temporary).unlink(missing_ok=True)
     if not load():
         load.cache_clear()
-    return _path()
+    return _path(level)
 
 
 @functools.cache
 def load() -> bool:
-    """Whether the program was built for this machine and this jaxlib; XLA then knows it."""
-    if not _path().exists():
+    """Whether a program that was built runs here, with this jaxlib; XLA then knows it."""
+    return any(_register(_path(level)) for level in _LEVELS)
+
+
+def _register(path: pathlib.Path) -> bool:
+    """Hands the program of a file to XLA, if there is one that runs here."""
+    if not path.exists():
         return False
-    library = ctypes.CDLL(str(_path()))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        # Cut short, or of a system library that is gone: XLA computes the same.
+        return False
     if not library.l2ljax_runs_here():
         return False
-    for name in (FORWARD, BACKWARD):
+    for name in (FORWARD, BACKWARD, SEQUENCE_BACKWARD):
         capsule = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     return True
 
 
-def _path() -> pathlib.Path:
-    """A name for each source, version of jaxlib and kind of processor."""
+def _path(level: str) -> pathlib.Path:
+    """A name for each source, version of jaxlib, system and level of instructions."""
     jaxlib = importlib.metadata.version("jaxlib")
-    about = f"{jaxlib} {platform.system()} {platform.machine()}\n"
+    about = " ".join([jaxlib, platform.system(), platform.machine(), level, *_OPTIONS]) + "\n"
     parts = [about.encode(), *(file.read_bytes() for file in _SOURCES)]
     tag = hashlib.sha256(b"".join(parts)).hexdigest()[:12]
     return _FOLDER / f"lstm-{tag}.so"
 
 
-def _machine(compiler: str) -> list[str]:
-    """Options for the instructions that this processor has."""
+def _level(compiler: str) -> str:
+    """The newest level of instructions that this processor has."""
     command = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
     done = subprocess.run(command, capture_output=True, text=True)
     macros = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("#define")}
@@ -106,5 +121,4 @@ def _machine(compiler: str) -> list[str]:
             f"the program is for processors with AVX2 or AVX-512; {compiler} finds neither here "
             f"({platform.machine()}){': ' * bool(done.stderr)}{done.stderr.strip()}"
         )
-    # Tuned for no processor: for Zen 4, GCC 12's tuning makes the derivative 5 % slower.
-    return [f"-march={levels[0]}"]
+    return levels[0]

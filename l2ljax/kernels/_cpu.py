@@ -1,8 +1,9 @@
-"""The coordinate LSTM as one program of a CPU: a primitive of JAX around compiled C++.
+"""The coordinate LSTM as one program of a CPU: primitives of JAX around compiled C++.
 
-`lstm.cc` has the program and says how it works. The primitive is defined by the network that it
-computes, and is that network wherever the program does not serve: on other platforms, in exported
-programs, for derivatives of higher order, and mapped over axes that the weights have too.
+`lstm.cc` has the program and says how it works. Primitives are defined by the network that they
+compute, and are that network wherever the program does not serve: on other platforms, in exported
+programs, for derivatives forwards or of higher order, and mapped over axes that the weights have
+too, or derivatives over any.
 """
 
 import functools
@@ -25,14 +26,24 @@ Network = Callable[[PyTree, Carries, Array], tuple[Carries, Array]]
 def cpu_serves(tree: PyTree) -> bool:
     """Whether `cpu_lstm` may take the place of the network for these arrays.
 
-    It may in single precision, if the program was built, for arrays that XLA does not split: in a
-    process with one device, or inside `jax.shard_map` without checks of what varies. Elsewhere a
-    trace does not tell where its arrays will be, and XLA would gather them.
+    It may in single precision, if the program was built and a CPU is the default device, for arrays
+    that XLA does not split: in a process with one device, or inside `jax.shard_map` over all axes
+    of its mesh and without checks of what varies. Elsewhere a trace does not tell where its arrays
+    will be, and XLA would gather them.
+
+    Args:
+        tree: weights, states and inputs, also traced ones.
+
+    Returns:
+        True or False.
     """
     leaves = jax.tree.leaves(tree)
-    if any(leaf.dtype != jnp.float32 for leaf in leaves):
+    if any(leaf.dtype != jnp.float32 for leaf in leaves) or jax.default_backend() != "cpu":
         return False
-    whole = jax.device_count() == 1 or jax.sharding.get_abstract_mesh().manual_axes
+    mesh = jax.sharding.get_abstract_mesh()
+    whole = jax.device_count() == 1 or (
+        mesh.manual_axes and set(mesh.manual_axes) == set(mesh.axis_names)
+    )
     return bool(whole) and not any(map(_varies, leaves)) and _build.load()
 
 
@@ -54,15 +65,60 @@ def cpu_lstm(
 
     Args:
         network: the definition; hashable, equal where the network is.
-        phi: as `networks.lstm_init` draws it.
+        phi: as `networks.lstm_init` draws it, in single precision as all that follows.
         carries: for each layer `(cell, hidden)`, features first.
         x: features of each coordinate, features first.
 
     Returns:
         The new carries and one output a coordinate, differentiable any number of times.
+
+    Raises:
+        ValueError: for weights and states that do not belong together, or are in another precision.
     """
     outputs = _lstm.bind(*_flat(phi, carries, x), network=network)
     return pairs(outputs[:-1]), outputs[-1]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def cpu_lstm_sequence(
+    network: Network,
+    phi: PyTree,
+    carries: Carries,
+    xs: Float[Array, "steps features *coordinates"],
+) -> tuple[Carries, Float[Array, "steps *coordinates"]]:
+    """Steps of `cpu_lstm` one after another, whose derivative backwards is one call of the program.
+
+    A tile of coordinates goes through all steps and back again before the next one begins, so that
+    no state of a step is ever written to memory. Half a megabyte for each 20 steps holds what a
+    thread keeps.
+
+    Args:
+        network: as in `cpu_lstm`.
+        phi: likewise.
+        carries: the state before the first step.
+        xs: features of each coordinate at each step.
+
+    Returns:
+        The state after the last step and one output a coordinate and step, differentiable backwards
+        once.
+
+    Raises:
+        ValueError: as `cpu_lstm`.
+    """
+    return jax.lax.scan(functools.partial(cpu_lstm, network, phi), carries, xs)
+
+
+def _sequence_forwards(network: Network, *arguments: Any) -> tuple[Any, Any]:
+    return cpu_lstm_sequence(network, *arguments), arguments
+
+
+def _sequence_backwards(network: Network, arguments: Any, gradients: Any) -> Any:
+    carries, ys = gradients
+    states = [leaf for carry in carries for leaf in carry]
+    return _tree(_sequence_transpose.bind(*_flat(*arguments), *states, ys, network=network))
+
+
+cpu_lstm_sequence.defvjp(_sequence_forwards, _sequence_backwards)
 
 
 # Flat lists stand for (phi, carries, x): kernel and bias of each layer, those of the output, x,
@@ -84,13 +140,32 @@ def _weights(flat: Any) -> int:
     return 2 * ((len(flat) - 3) // 4) + 2
 
 
-# What the three primitives are: the network, its derivative along a direction, and the transpose of
-# that. The direction, and what the transpose takes, follow the arguments of the network.
+def _layers_of_transpose(flat: Any) -> int:
+    """Of 4 L + 3 arguments of the network and 2 L + 1 gradients."""
+    return (len(flat) - 4) // 6
+
+
+# What the primitives are: the network, its derivative along a direction, the transpose of that, and
+# the same of a sequence. The direction, and what a transpose takes, follow the arguments of the
+# network.
 
 
 def _values(*flat: Array, network: Network) -> list[Array]:
     carries, output = network(*_tree(flat))
-    return [*(leaf for carry in carries for leaf in carry), output]
+    new = [leaf for carry in carries for leaf in carry]
+    old = flat[_weights(flat) + 1 :]
+    if [leaf.shape for leaf in new] != [leaf.shape for leaf in old]:
+        raise ValueError(
+            "carries must have the units of the network and the coordinates of x, got shapes "
+            f"{[leaf.shape for leaf in old]} for {[leaf.shape for leaf in new]}"
+        )
+    return [*new, output]
+
+
+def _sequence_values(*flat: Array, network: Network) -> list[Array]:
+    phi, carries, xs = _tree(flat)
+    carries, outputs = jax.lax.scan(functools.partial(network, phi), carries, xs)
+    return [*(leaf for carry in carries for leaf in carry), outputs]
 
 
 def _along(*flat: Array, network: Network) -> list[Array]:
@@ -99,26 +174,49 @@ def _along(*flat: Array, network: Network) -> list[Array]:
     return jax.jvp(values, flat[:half], flat[half:])[1]
 
 
-def _pulled_back(*flat: Array, network: Network) -> list[Array]:
-    # Of 4 L + 3 arguments and 2 L + 1 gradients.
-    count = 4 * ((len(flat) - 4) // 6) + 3
-    values = functools.partial(_values, network=network)
+def _pulled_back(
+    *flat: Array, network: Network, of: Callable[..., list[Array]] = _values
+) -> list[Array]:
+    count = 4 * _layers_of_transpose(flat) + 3
+    values = functools.partial(of, network=network)
     return list(jax.vjp(values, *flat[:count])[1](list(flat[count:])))
+
+
+_sequence_pulled_back = functools.partial(_pulled_back, of=_sequence_values)
 
 
 def _primitive(name: str, definition: Callable[..., list[Array]]) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = True
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames="network"))
-    mlir.register_lowering(primitive, mlir.lower_fun(definition, multiple_results=True))
+    compiled = jax.jit(primitive.bind, static_argnames="network")
+
+    def compute(*flat: Any, network: Network) -> list[Array]:
+        # Outside `jit` a primitive is a program of its own, also where `jit` is turned off.
+        with jax.disable_jit(False):
+            return compiled(*flat, network=network)
 
     def differentiate(primals: Any, tangents: Any, *, network: Network) -> Any:
         tangents = map(ad.instantiate_zeros, tangents)
         return jax.jvp(functools.partial(definition, network=network), primals, tuple(tangents))
 
+    def shapes(*flat: Any, network: Network) -> list[Any]:
+        # Errors are those of the network; the program takes sizes as they come.
+        return _shapes(definition, flat, network)
+
+    primitive.def_impl(compute)
+    primitive.def_abstract_eval(shapes)
+    mlir.register_lowering(primitive, mlir.lower_fun(definition, multiple_results=True))
     ad.primitive_jvps[primitive] = differentiate
     batching.primitive_batchers[primitive] = functools.partial(_map_definition, definition)
     return primitive
+
+
+@functools.cache
+def _shapes(definition: Callable[..., list[Array]], flat: Any, network: Network) -> list[Any]:
+    if any(leaf.dtype != jnp.float32 for leaf in flat):
+        raise ValueError(f"all arrays must be float32, got {[leaf.dtype.name for leaf in flat]}")
+    found = jax.eval_shape(functools.partial(definition, network=network), *flat)
+    return [jax.typeof(leaf) for leaf in found]
 
 
 def _map_definition(
@@ -131,26 +229,7 @@ def _map_definition(
 _lstm = _primitive("l2ljax_lstm", _values)
 _derivative = _primitive("l2ljax_lstm_derivative", _along)
 _transpose = _primitive("l2ljax_lstm_transpose", _pulled_back)
-
-
-def _lstm_shapes(*flat: Any, network: Network) -> list[Any]:
-    del network
-    x, *states = flat[_weights(flat) :]
-    return [*states, x.update(shape=x.shape[1:])]
-
-
-def _derivative_shapes(*flat: Any, network: Network) -> list[Any]:
-    return _lstm_shapes(*flat[: len(flat) // 2], network=network)
-
-
-def _transpose_shapes(*flat: Any, network: Network) -> list[Any]:
-    del network
-    return list(flat[: 4 * ((len(flat) - 4) // 6) + 3])
-
-
-_lstm.def_abstract_eval(_lstm_shapes)
-_derivative.def_abstract_eval(_derivative_shapes)
-_transpose.def_abstract_eval(_transpose_shapes)
+_sequence_transpose = _primitive("l2ljax_lstm_sequence_transpose", _sequence_pulled_back)
 
 
 def _differentiate(primals: Any, tangents: Any, *, network: Network) -> Any:
@@ -224,7 +303,10 @@ def _backward_aliases(count: int) -> dict[int, int]:
     return {4 * layers + 3 + i: 2 * layers + 3 + i for i in range(2 * layers)}
 
 
-mlir.register_lowering(_lstm, _compiled(_build.FORWARD, _values, _forward_aliases), platform="cpu")
-mlir.register_lowering(
-    _transpose, _compiled(_build.BACKWARD, _pulled_back, _backward_aliases), platform="cpu"
+_PROGRAMS = (
+    (_lstm, _build.FORWARD, _values, _forward_aliases),
+    (_transpose, _build.BACKWARD, _pulled_back, _backward_aliases),
+    (_sequence_transpose, _build.SEQUENCE_BACKWARD, _sequence_pulled_back, _backward_aliases),
 )
+for _of, _target, _definition, _aliases in _PROGRAMS:
+    mlir.register_lowering(_of, _compiled(_target, _definition, _aliases), platform="cpu")

@@ -3,9 +3,11 @@
 // A step of the network as XLA runs it is a dozen passes over arrays with a row for each gate of
 // each unit. Here a tile of coordinates goes through all layers while it is in the cache: state is
 // read once, gates stay near (backwards they are computed again), and the new state is written once.
-// Coordinates are last, so a vector holds neighbouring ones.
+// Backwards a tile goes through all steps of a sequence, forwards and back: what a step needs of the
+// others never leaves the processor. Coordinates are last, so a vector holds neighbouring ones.
 //
-// `_cpu.py` has the order of arguments and results, and what they are; `_build.py` compiles this.
+// `_cpu.py` has the order of arguments and results, what they are, and checks their shapes;
+// `_build.py` compiles this.
 
 #include <algorithm>
 #include <cstdint>
@@ -13,88 +15,15 @@
 #include <utility>
 #include <vector>
 
+#include "network.h"
+#include "sums.h"
 #include "threads.h"
 #include "vectors.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
 
-namespace ffi = xla::ffi;
-using Buffer = ffi::Buffer<ffi::F32>;
 using namespace l2ljax;
-using std::size_t;
-
-// The weights of a layer, copied into the order in which they are read.
-struct Layer {
-  int inputs, units, depth;      // depth: inputs and hidden units
-  std::vector<float> forward;    // [units][1 + depth][4]: biases, then weights, of the four gates
-  std::vector<float> backward;   // [depth / 4, rounded up][4 units][4]
-
-  int gates() const { return 4 * units; }
-
-  Layer(const Buffer &kernel, const Buffer &bias, bool transposed)
-      : units(int(kernel.dimensions()[1] / 4)), depth(int(kernel.dimensions()[0])) {
-    inputs = depth - units;
-    const float *w = kernel.typed_data(), *b = bias.typed_data();
-    forward.resize(size_t(1 + depth) * gates());
-    auto fill = [&](int row, const float *from) {
-      for (int gate = 0; gate < 4; ++gate)
-        for (int unit = 0; unit < units; ++unit)
-          forward[(size_t(unit) * (1 + depth) + row) * 4 + gate] = from[gate * units + unit];
-    };
-    fill(0, b);
-    for (int k = 0; k < depth; ++k) fill(1 + k, w + k * gates());
-    if (!transposed) return;
-    backward.resize(size_t(multiple(depth, 4)) * gates());
-    for (int k = 0; k < depth; ++k) {
-      float *to = backward.data() + size_t(k / 4) * gates() * 4 + k % 4;
-      for (int r = 0; r < gates(); ++r) to[4 * r] = w[k * gates() + r];
-    }
-  }
-};
-
-struct Network {
-  std::vector<Layer> layers;
-  const float *output, *output_bias;
-  int features, widest = 0, deepest = 0;
-
-  Network(const ffi::RemainingArgs &arguments, int count, bool transposed) {
-    auto get = [&](int i) { return arguments.get<Buffer>(i).value(); };
-    for (int l = 0; l < count; ++l) {
-      layers.emplace_back(get(2 * l), get(2 * l + 1), transposed);
-      widest = std::max(widest, layers[l].units);
-      deepest = std::max(deepest, layers[l].depth);
-    }
-    output = get(2 * count).typed_data();
-    output_bias = get(2 * count + 1).typed_data();
-    features = layers[0].inputs;
-  }
-};
-
-// The four gates of a unit before their activations.
-INLINE Four preactivations(const Layer &layer, const Pair *inputs, int unit) {
-  const float *w = layer.forward.data() + size_t(unit) * (1 + layer.depth) * 4;
-  Four z = {both(w[0]), both(w[1]), both(w[2]), both(w[3])};
-  for (int k = 0; k < layer.depth; ++k) add_products(z, w += 4, inputs[k]);
-  return z;
-}
-
-// Of each unit 1 / σ(i), 1 / σ(f), 2 tanh(g) / (1 - tanh(g)) and 1 / σ(o). Products, exponentials
-// and what is made of them are loops of their own: an exponential takes long to come, and in a loop
-// the processor begins the next ones meanwhile. `ahead` asks for the rows of a unit, while products
-// leave time for that: many requests at once would wait for each other.
-template <typename Ahead>
-INLINE void exponentials(const Layer &layer, const Pair *inputs, Four *found, const Ahead &ahead) {
-  for (int u = 0; u < layer.units; ++u) {
-    ahead(u);
-    found[u] = preactivations(layer, inputs, u);
-  }
-  for (int u = 0; u < layer.units; ++u) {
-    Four z = found[u];
-    found[u] = {one_plus_exp_minus(z.p), one_plus_exp_minus(z.q), expm1_of_twice(z.r),
-                one_plus_exp_minus(z.s)};
-  }
-}
 
 // The rows of some arrays [rows, n], from the first coordinate of a tile on.
 template <typename Number>
@@ -104,9 +33,11 @@ struct Rows {
   Number *operator[](int row) const { return start + row * n; }
 };
 
-// All that a call reads and writes. `states` are cell and hidden units of each layer in turn.
+// All that a call reads and writes. `states` are cell and hidden units of each layer in turn; x, y
+// and their gradients have a part for each step, one after another.
 struct Arrays {
   std::int64_t n;
+  int steps = 1;
   const float *x;
   std::vector<const float *> states, by_new;
   const float *by_y;
@@ -117,11 +48,17 @@ struct Arrays {
   Rows<float> out(float *array, std::int64_t at) const { return {array + at, n}; }
 };
 
-constexpr int BLOCK = 8;
-
 // Gates, and tanh of the new cell.
 struct Kept {
   Pair i, f, g, o, t;
+};
+
+// What gradients need of a step.
+struct Step {
+  std::vector<Pair *> inputs;   // of each layer [depth]
+  std::vector<Pair *> cells;    // of each layer [units], before the step
+  std::vector<Kept *> kept;     // of each layer [units]
+  Pair *top;                    // outputs of the last layer
 };
 
 // What one worker computes a tile in: all of it lies together, and stays in the cache.
@@ -129,47 +66,59 @@ class Workspace {
   std::unique_ptr<char[]> memory;
 
  public:
-  std::vector<Pair *> inputs;   // of each layer [depth]
-  std::vector<Kept *> kept;     // of each layer [units]
-  Pair *top;                    // outputs of the last layer
-  Pair *below;                  // gradients by the inputs of a layer
-  Four *found;                  // [units]: exponentials
-  Pair *by_gates;               // [gates], in the same place
-  float *turned;                // [TILE][gates], the same with coordinates first
+  std::vector<Step> steps;                     // and one more, for the state after them
+  std::vector<Pair *> by_cells, by_hidden;     // of each layer [units]
+  Pair *below;                                 // gradients by the inputs of a layer
+  Four *found;                                 // [units]: exponentials
+  Pair *by_gates;                              // [gates], in the same place
+  float *turned;                               // [TILE][gates], the same with coordinates first
 
-  explicit Workspace(const Network &net) {
-    size_t pairs = 5 * size_t(net.widest) + multiple(net.deepest, 4);
-    for (const Layer &layer : net.layers) pairs += multiple(layer.depth, BLOCK) + 5 * layer.units;
-    size_t size = sizeof(Pair) * pairs + sizeof(float) * TILE * multiple(4 * net.widest, LANES);
+  Workspace(const Network &net, int count) : steps(count + 1) {
+    size_t each = net.widest, pairs = 4 * size_t(net.widest) + rounded_up(net.deepest, 4);
+    for (const Layer &layer : net.layers) {
+      each += rounded_up(layer.depth, BLOCK) + 6 * layer.units;
+      pairs += 2 * layer.units;
+    }
+    size_t size = sizeof(Pair) * (pairs + each * steps.size()) +
+                  sizeof(float) * TILE * rounded_up(4 * net.widest, LANES);
     memory.reset(new char[size + sizeof(Vector)]);
     auto address = reinterpret_cast<std::uintptr_t>(memory.get()) + sizeof(Vector) - 1;
     Pair *free = (Pair *)(address / sizeof(Vector) * sizeof(Vector));
     auto take = [&](size_t pairs) { return std::exchange(free, free + pairs); };
     for (const Layer &layer : net.layers) {
-      inputs.push_back(take(multiple(layer.depth, BLOCK)));
-      kept.push_back((Kept *)take(5 * layer.units));
-      std::fill_n(inputs.back() + layer.depth, multiple(layer.depth, BLOCK) - layer.depth, Pair{});
+      by_cells.push_back(take(layer.units));
+      by_hidden.push_back(take(layer.units));
     }
-    top = take(net.widest);
-    below = take(multiple(net.deepest, 4));
+    below = take(rounded_up(net.deepest, 4));
     by_gates = take(4 * net.widest);
     found = (Four *)by_gates;
+    for (Step &step : steps) {
+      for (const Layer &layer : net.layers) {
+        int rows = rounded_up(layer.depth, BLOCK);
+        step.inputs.push_back(take(rows));
+        step.cells.push_back(take(layer.units));
+        step.kept.push_back((Kept *)take(5 * layer.units));
+        std::fill_n(step.inputs.back() + layer.depth, rows - layer.depth, Pair{});
+      }
+      step.top = take(net.widest);
+    }
     turned = (float *)free;
   }
 };
 
 void forward(const Network &net, const Arrays &arrays, std::int64_t at, int count,
              const Workspace &space) {
+  const Step &step = space.steps[0];
   auto x = arrays.in(arrays.x, at);
-  for (int f = 0; f < net.features; ++f) space.inputs[0][f] = load(x[f], count);
+  for (int f = 0; f < net.features; ++f) step.inputs[0][f] = load_repeating(x[f], count);
   for (size_t l = 0; l < net.layers.size(); ++l) {
     const Layer &layer = net.layers[l];
     auto cells = arrays.in(arrays.states[2 * l], at);
     auto hidden = arrays.in(arrays.states[2 * l + 1], at);
     auto new_cells = arrays.out(arrays.new_states[2 * l], at);
     auto new_hidden = arrays.out(arrays.new_states[2 * l + 1], at);
-    Pair *inputs = space.inputs[l];
-    Pair *outputs = l + 1 < net.layers.size() ? space.inputs[l + 1] : space.top;
+    Pair *inputs = step.inputs[l];
+    Pair *outputs = l + 1 < net.layers.size() ? step.inputs[l + 1] : step.top;
     for (int u = 0; u < layer.units; ++u) inputs[layer.inputs + u] = load(hidden[u], count);
     exponentials(layer, inputs, space.found, [&](int u) {
       expect(cells[u]);
@@ -186,166 +135,149 @@ void forward(const Network &net, const Arrays &arrays, std::int64_t at, int coun
     }
   }
   Pair y = both(*net.output_bias);
-  for (int u = 0; u < net.layers.back().units; ++u) add_product(y, net.output[u], space.top[u]);
+  for (int u = 0; u < net.layers.back().units; ++u) add_product(y, net.output[u], step.top[u]);
   store(arrays.y + at, y, count);
 }
 
-// Gradients by the weights, summed over a range of coordinates. Kernels have rows and columns that do
-// not exist, up to whole blocks of `add_outer`.
-struct Sums {
-  std::vector<std::vector<float>> kernels, biases;
-  std::vector<float> output;
-  float output_bias = 0;
-
-  explicit Sums(const Network &net) : output(net.layers.back().units) {
-    for (const Layer &layer : net.layers) {
-      int width = multiple(layer.gates(), LANES);
-      kernels.emplace_back(size_t(multiple(layer.depth, BLOCK)) * width);
-      biases.emplace_back(width);
-    }
-  }
-};
-
-INLINE float sum(Pair x) {
-  Vector halves = x.a + x.b;
-  float total = 0;
-  for (int j = 0; j < LANES; ++j) total += halves[j];
-  return total;
-}
-
-// Exchanges bit S of row and column, in the matrix of LANES vectors.
-template <int S, int... J>
-INLINE void exchange(Vector *rows, std::integer_sequence<int, J...>) {
-  for (int i = 0; i < LANES; ++i) {
-    if (i & S) continue;
-    Vector a = rows[i], b = rows[i | S];
-    rows[i] = __builtin_shufflevector(a, b, (J & S ? LANES + (J ^ S) : J)...);
-    rows[i | S] = __builtin_shufflevector(a, b, (J & S ? LANES + J : J ^ S)...);
-  }
-}
-
-template <int S = 1>
-INLINE void transpose(Vector *rows) {
-  exchange<S>(rows, std::make_integer_sequence<int, LANES>());
-  if constexpr (2 * S < LANES) transpose<2 * S>(rows);
-}
-
-// sums[k][r] += Σ_b rows[k][b] columns[b][r] of BLOCK k, LANES r and all b of a tile.
-INLINE void add_outer(const float *rows, const float *columns, int width, float *sums) {
-  auto at = [&](int k) -> Unaligned & { return *(Unaligned *)(sums + size_t(k) * width); };
-  Vector s0 = at(0), s1 = at(1), s2 = at(2), s3 = at(3);
-  Vector s4 = at(4), s5 = at(5), s6 = at(6), s7 = at(7);
-  for (int b = 0; b < TILE; ++b, ++rows, columns += width) {
-    Vector d = *(const Unaligned *)columns;
-    IN_REGISTER(d);
-    s0 += rows[0 * TILE] * d;
-    s1 += rows[1 * TILE] * d;
-    s2 += rows[2 * TILE] * d;
-    s3 += rows[3 * TILE] * d;
-    s4 += rows[4 * TILE] * d;
-    s5 += rows[5 * TILE] * d;
-    s6 += rows[6 * TILE] * d;
-    s7 += rows[7 * TILE] * d;
-  }
-  at(0) = s0, at(1) = s1, at(2) = s2, at(3) = s3;
-  at(4) = s4, at(5) = s5, at(6) = s6, at(7) = s7;
-}
-
-void backward(const Network &net, const Arrays &arrays, std::int64_t at, int count,
-              const Workspace &space, Sums &sums) {
+// The steps again, from the state before them.
+void recompute(const Network &net, const Arrays &arrays, std::int64_t at, int count,
+               const Workspace &space) {
   int layers = int(net.layers.size());
-  const auto &inputs = space.inputs;
-  const auto &kept = space.kept;
-  Pair *top = space.top, *below = space.below, *by_gates = space.by_gates;
-
-  // The step again.
-  auto x = arrays.in(arrays.x, at);
-  for (int f = 0; f < net.features; ++f) inputs[0][f] = load(x[f], count);
   for (int l = 0; l < layers; ++l) {
     const Layer &layer = net.layers[l];
     auto cells = arrays.in(arrays.states[2 * l], at);
     auto hidden = arrays.in(arrays.states[2 * l + 1], at);
-    for (int u = 0; u < layer.units; ++u) inputs[l][layer.inputs + u] = load(hidden[u], count);
-    Pair *outputs = l + 1 < layers ? inputs[l + 1] : top;
-    auto by_new_cells = arrays.in(arrays.by_new[2 * l], at);
-    auto by_new_hidden = arrays.in(arrays.by_new[2 * l + 1], at);
-    exponentials(layer, inputs[l], space.found, [&](int u) {
-      expect(cells[u]);
-      expect(hidden[u]);
-      expect(by_new_cells[u]);
-      expect(by_new_hidden[u]);
-    });
     for (int u = 0; u < layer.units; ++u) {
-      auto [i, f, g, o] = space.found[u];
-      Kept k;
-      Pair r = 1.0f / (i * (g + 2.0f));
-      k.i = r * (g + 2.0f);
-      k.g = r * g * i;
-      k.f = 1.0f / f;
-      Pair t = expm1_of_twice(k.f * load(cells[u], count) + k.i * k.g);
-      r = 1.0f / (o * (t + 2.0f));
-      k.o = r * (t + 2.0f);
-      k.t = r * t * o;
-      kept[l][u] = k;
-      outputs[u] = k.o * k.t;
+      space.steps[0].cells[l][u] = load_repeating(cells[u], count);
+      space.steps[0].inputs[l][layer.inputs + u] = load_repeating(hidden[u], count);
     }
   }
+  for (int s = 0; s < arrays.steps; ++s) {
+    const Step &step = space.steps[s], &next = space.steps[s + 1];
+    auto x = arrays.in(arrays.x + s * net.features * arrays.n, at);
+    for (int f = 0; f < net.features; ++f) {
+      expect(x[f]);
+      step.inputs[0][f] = load_repeating(x[f], count);
+    }
+    expect(arrays.by_y + s * arrays.n + at);
+    for (int l = 0; l < layers; ++l) {
+      const Layer &layer = net.layers[l];
+      exponentials(layer, step.inputs[l], space.found, [&](int u) {
+        if (s > 0) return;
+        expect(arrays.in(arrays.states[2 * l], at)[u]);
+        expect(arrays.in(arrays.states[2 * l + 1], at)[u]);
+        expect(arrays.in(arrays.by_new[2 * l], at)[u]);
+        expect(arrays.in(arrays.by_new[2 * l + 1], at)[u]);
+      });
+      Pair *outputs = l + 1 < layers ? step.inputs[l + 1] : step.top;
+      for (int u = 0; u < layer.units; ++u) {
+        auto [i, f, g, o] = space.found[u];
+        Kept k;
+        Pair r = 1.0f / (i * (g + 2.0f));
+        k.i = r * (g + 2.0f);
+        k.g = r * g * i;
+        k.f = 1.0f / f;
+        Pair cell = k.f * step.cells[l][u] + k.i * k.g;
+        Pair t = expm1_of_twice(cell);
+        r = 1.0f / (o * (t + 2.0f));
+        k.o = r * (t + 2.0f);
+        k.t = r * t * o;
+        step.kept[l][u] = k;
+        outputs[u] = k.o * k.t;
+        next.cells[l][u] = cell;
+        next.inputs[l][layer.inputs + u] = outputs[u];
+      }
+    }
+  }
+}
 
-  Pair by_y = load(arrays.by_y + at, count);
-  sums.output_bias += sum(by_y);
+// Adds products of inputs and `by_gates` of the workspace, of all coordinates of a tile.
+void add_products_of_gates(const Layer &layer, const Pair *inputs, const Workspace &space,
+                           float *kernel, float *biases) {
+  int gates = layer.gates(), width = rounded_up(gates, LANES);
+  for (int half = 0; half < 2; ++half)
+    for (int r = 0; r < width; r += LANES) {
+      Vector rows[LANES];
+      for (int j = 0; j < LANES; ++j) {
+        const Pair &d = space.by_gates[std::min(r + j, gates - 1)];
+        rows[j] = half ? d.b : d.a;
+      }
+      transpose(rows);
+      for (int j = 0; j < LANES; ++j)
+        *(Unaligned *)(space.turned + (half * LANES + j) * width + r) = rows[j];
+    }
+  for (int r = 0; r < width; r += LANES) {
+    Unaligned &bias = *(Unaligned *)(biases + r);
+    for (int b = 0; b < TILE; ++b) bias += *(const Unaligned *)(space.turned + b * width + r);
+    for (int k = 0; k < layer.depth; k += BLOCK)
+      add_outer((const float *)(inputs + k), space.turned + r, width,
+                kernel + size_t(k) * width + r);
+  }
+}
+
+// Takes gradients by the state after a step to those by the state before it.
+void pull_back(const Network &net, const Step &step, Pair by_y, const Workspace &space,
+               Sums &sums) {
+  Pair *below = space.below, *by_gates = space.by_gates;
+  int layers = int(net.layers.size());
+  float *by_output = sums[2 * layers];
   for (int u = 0; u < net.layers.back().units; ++u) {
-    sums.output[u] += sum(top[u] * by_y);
+    by_output[u] += sum(step.top[u] * by_y);
     below[u] = net.output[u] * by_y;
   }
+  *sums[2 * layers + 1] += sum(by_y);
   for (int l = layers - 1; l >= 0; --l) {
     const Layer &layer = net.layers[l];
-    int units = layer.units, gates = layer.gates(), width = multiple(gates, LANES);
-    auto cells = arrays.in(arrays.states[2 * l], at);
-    auto by_new_cells = arrays.in(arrays.by_new[2 * l], at);
-    auto by_new_hidden = arrays.in(arrays.by_new[2 * l + 1], at);
-    auto by_cells = arrays.out(arrays.by_states[2 * l], at);
-    auto by_hidden = arrays.out(arrays.by_states[2 * l + 1], at);
+    int units = layer.units, gates = layer.gates();
+    Pair *by_cells = space.by_cells[l], *by_hidden = space.by_hidden[l];
     for (int u = 0; u < units; ++u) {
-      Kept k = kept[l][u];
-      Pair dh = below[u] + load(by_new_hidden[u], count);
-      Pair dc = load(by_new_cells[u], count) + dh * k.o * (1.0f - k.t * k.t);
+      Kept k = step.kept[l][u];
+      Pair dh = below[u] + by_hidden[u];
+      Pair dc = by_cells[u] + dh * k.o * (1.0f - k.t * k.t);
       by_gates[u] = dc * k.g * k.i * (1.0f - k.i);
-      by_gates[units + u] = dc * load(cells[u], count) * k.f * (1.0f - k.f);
+      by_gates[units + u] = dc * step.cells[l][u] * k.f * (1.0f - k.f);
       by_gates[2 * units + u] = dc * k.i * (1.0f - k.g * k.g);
       by_gates[3 * units + u] = dh * k.t * k.o * (1.0f - k.o);
-      store(by_cells[u], dc * k.f, count);
+      by_cells[u] = dc * k.f;
     }
-
     const float *w = layer.backward.data();
     for (int k = 0; k < layer.depth; k += 4) {
       Four s{};
       for (int r = 0; r < gates; ++r, w += 4) add_products(s, w, by_gates[r]);
       below[k] = s.p, below[k + 1] = s.q, below[k + 2] = s.r, below[k + 3] = s.s;
     }
-    for (int u = 0; u < units; ++u) store(by_hidden[u], below[layer.inputs + u], count);
-
-    for (int half = 0; half < 2; ++half)
-      for (int r = 0; r < width; r += LANES) {
-        Vector rows[LANES];
-        for (int j = 0; j < LANES; ++j) {
-          const Pair &d = by_gates[std::min(r + j, gates - 1)];
-          rows[j] = half ? d.b : d.a;
-        }
-        transpose(rows);
-        for (int j = 0; j < LANES; ++j)
-          *(Unaligned *)(space.turned + (half * LANES + j) * width + r) = rows[j];
-      }
-    for (int r = 0; r < width; r += LANES) {
-      Unaligned &bias = *(Unaligned *)(sums.biases[l].data() + r);
-      for (int b = 0; b < TILE; ++b) bias += *(const Unaligned *)(space.turned + b * width + r);
-      for (int k = 0; k < layer.depth; k += BLOCK)
-        add_outer((const float *)(inputs[l] + k), space.turned + r, width,
-                  sums.kernels[l].data() + size_t(k) * width + r);
-    }
+    std::copy_n(below + layer.inputs, units, by_hidden);
+    add_products_of_gates(layer, step.inputs[l], space, sums[2 * l], sums[2 * l + 1]);
   }
-  auto by_x = arrays.out(arrays.by_x, at);
-  for (int f = 0; f < net.features; ++f) store(by_x[f], below[f], count);
+  sums.after_tile();
 }
+
+void backward(const Network &net, const Arrays &arrays, std::int64_t at, int count,
+              const Workspace &space, Sums &sums) {
+  recompute(net, arrays, at, count, space);
+  auto each_row = [&](auto &&work) {
+    for (size_t l = 0; l < net.layers.size(); ++l)
+      for (int u = 0; u < net.layers[l].units; ++u) {
+        work(2 * l, u, space.by_cells[l][u]);
+        work(2 * l + 1, u, space.by_hidden[l][u]);
+      }
+  };
+  each_row([&](size_t state, int u, Pair &gradient) {
+    gradient = load(arrays.in(arrays.by_new[state], at)[u], count);
+  });
+  for (int s = arrays.steps - 1; s >= 0; --s) {
+    Pair by_y = load(arrays.by_y + s * arrays.n + at, count);
+    pull_back(net, space.steps[s], by_y, space, sums);
+    auto by_x = arrays.out(arrays.by_x + s * net.features * arrays.n, at);
+    for (int f = 0; f < net.features; ++f) store(by_x[f], space.below[f], count);
+  }
+  each_row([&](size_t state, int u, Pair &gradient) {
+    store(arrays.out(arrays.by_states[state], at)[u], gradient, count);
+  });
+}
+
+// The least that is worth a thread's while.
+constexpr int TILES_OF_A_STEP = 8, TILES_OF_A_SEQUENCE = 2;
 
 ffi::Error Forward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingArgs arguments,
                    ffi::RemainingRets results) {
@@ -360,18 +292,19 @@ ffi::Error Forward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingArg
   auto y = results.get<Buffer>(2 * layers).value();
   arrays.y = y->typed_data();
   arrays.n = std::int64_t(y->element_count());
-  Ranges ranges(arrays.n);
+  Ranges ranges(arrays.n, TILES_OF_A_STEP);
   int others = helpers(pool, devices, ranges);
   std::vector<Workspace> spaces;
-  for (int i = 0; i <= others; ++i) spaces.emplace_back(net);
+  for (int i = 0; i <= others; ++i) spaces.emplace_back(net, 0);
   for_each_tile(ranges, others, pool, [&](int worker, int, std::int64_t at, int count) {
     forward(net, arrays, at, count, spaces[worker]);
   });
   return ffi::Error::Success();
 }
 
-ffi::Error Backward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingArgs arguments,
-                    ffi::RemainingRets results) {
+// The transposed derivative of a step, or of a sequence of them.
+ffi::Error pull_back(bool sequence, ffi::ThreadPool pool, std::int64_t devices,
+                     ffi::RemainingArgs arguments, ffi::RemainingRets results) {
   int layers = (int(arguments.size()) - 4) / 6, weights = 2 * layers + 2;
   auto argument = [&](int i) { return arguments.get<Buffer>(i).value(); };
   auto result = [&](int i) { return results.get<Buffer>(i).value()->typed_data(); };
@@ -386,36 +319,46 @@ ffi::Error Backward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingAr
   }
   auto by_y = argument(weights + 4 * layers + 1);
   arrays.by_y = by_y.typed_data();
-  arrays.n = std::int64_t(by_y.element_count());
-  Ranges ranges(arrays.n);
+  if (sequence) arrays.steps = int(by_y.dimensions()[0]);
+  arrays.n = std::int64_t(argument(weights + 1).element_count()) / net.layers[0].units;
+  Ranges ranges(arrays.n, sequence ? TILES_OF_A_SEQUENCE : TILES_OF_A_STEP);
   int others = helpers(pool, devices, ranges);
   std::vector<Workspace> spaces;
-  for (int i = 0; i <= others; ++i) spaces.emplace_back(net);
+  for (int i = 0; i <= others; ++i) spaces.emplace_back(net, arrays.steps);
   std::vector<Sums> sums(ranges.count(), Sums(net));
   for_each_tile(ranges, others, pool, [&](int worker, int range, std::int64_t at, int count) {
     backward(net, arrays, at, count, spaces[worker], sums[range]);
   });
 
-  // `rows` of `width` numbers, of which `columns` exist.
-  auto total = [&](float *to, int rows, int columns, int width, auto &&part) {
-    for (int row = 0; row < rows; ++row) {
-      std::fill_n(to + row * columns, columns, 0.0f);
-      for (const Sums &some : sums)
+  for (Sums &some : sums) some.finish();
+
+  // Of `rows` of `width` numbers the `columns` that exist.
+  auto total = [&](int weight, int rows, int columns, int width) {
+    float *to = result(weight);
+    std::fill_n(to, size_t(rows) * columns, 0.0f);
+    for (const Sums &some : sums)
+      for (int row = 0; row < rows; ++row)
         for (int column = 0; column < columns; ++column)
-          to[row * columns + column] += part(some)[row * width + column];
-    }
+          to[row * columns + column] += some.total(weight)[row * width + column];
   };
   for (int l = 0; l < layers; ++l) {
-    int gates = net.layers[l].gates(), width = multiple(gates, LANES);
-    total(result(2 * l), net.layers[l].depth, gates, width,
-          [l](const Sums &some) { return some.kernels[l].data(); });
-    total(result(2 * l + 1), 1, gates, width,
-          [l](const Sums &some) { return some.biases[l].data(); });
+    int gates = net.layers[l].gates(), width = rounded_up(gates, LANES);
+    total(2 * l, net.layers[l].depth, gates, width);
+    total(2 * l + 1, 1, gates, width);
   }
-  int units = net.layers.back().units;
-  total(result(2 * layers), 1, units, units, [](const Sums &some) { return some.output.data(); });
-  total(result(2 * layers + 1), 1, 1, 1, [](const Sums &some) { return &some.output_bias; });
+  total(2 * layers, 1, net.layers.back().units, 0);
+  total(2 * layers + 1, 1, 1, 0);
   return ffi::Error::Success();
+}
+
+ffi::Error Backward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingArgs arguments,
+                    ffi::RemainingRets results) {
+  return pull_back(false, pool, devices, arguments, results);
+}
+
+ffi::Error SequenceBackward(ffi::ThreadPool pool, std::int64_t devices,
+                            ffi::RemainingArgs arguments, ffi::RemainingRets results) {
+  return pull_back(true, pool, devices, arguments, results);
 }
 
 }  // namespace
@@ -430,6 +373,7 @@ ffi::Error Backward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingAr
 
 L2LJAX_HANDLER(l2ljax_lstm_forward, Forward);
 L2LJAX_HANDLER(l2ljax_lstm_backward, Backward);
+L2LJAX_HANDLER(l2ljax_lstm_sequence_backward, SequenceBackward);
 
 // Whether this processor has the instructions that this was compiled for.
 extern "C" int l2ljax_runs_here() {

@@ -15,12 +15,15 @@
 
 namespace l2ljax {
 
-// The coordinates in ranges of whole tiles, which depend on their number alone: sums over a range,
-// and over ranges in their order, are the same whichever thread took which.
+// The coordinates in ranges of whole tiles, which depend on their number and on the size of a tile:
+// sums over a range, and over ranges in their order, are the same whichever thread took which.
 struct Ranges {
+  // Enough for all threads to end at about the same time; each has sums of its own to clear and add.
+  static constexpr int MOST = 32;
   std::int64_t n, size;
-  explicit Ranges(std::int64_t n) : n(n), size((n + 31) / 32) {
-    size = std::max<std::int64_t>(8 * TILE, (size + TILE - 1) / TILE * TILE);
+
+  Ranges(std::int64_t n, int least_tiles) : n(n), size((n + MOST - 1) / MOST) {
+    size = std::max<std::int64_t>(least_tiles * TILE, (size + TILE - 1) / TILE * TILE);
   }
   int count() const { return int((n + size - 1) / size); }
 };

@@ -105,11 +105,11 @@ INLINE void add_product(Pair &sum, float weight, Pair x) {
   sum.b += w * x.b;
 }
 
-// sums += weights x, for the four weights that begin at `weights`.
 struct Four {
   Pair p, q, r, s;
 };
 
+// sums += weights x, for the four weights that begin at `weights`.
 INLINE void add_products(Four &sums, const float *weights, Pair x) {
   IN_REGISTER(x.a);
   IN_REGISTER(x.b);
@@ -135,6 +135,15 @@ INLINE Pair load(const float *row, int count) {
   return x;
 }
 
+// The same with the last number that exists in the place of zeros: what is computed of coordinates
+// that do not exist is then as finite as that of one that does, and times zero it is zero.
+INLINE Pair load_repeating(const float *row, int count) {
+  Pair x = load(row, count);
+  float *numbers = (float *)&x;
+  for (int i = count; i < TILE; ++i) numbers[i] = numbers[count - 1];
+  return x;
+}
+
 INLINE void store(float *row, Pair x, int count) {
   if (count == TILE) {
     *(Unaligned *)row = x.a;
@@ -144,7 +153,8 @@ INLINE void store(float *row, Pair x, int count) {
   }
 }
 
-constexpr int multiple(int size, int of) { return (size + of - 1) / of * of; }
+// The least multiple of a number that is no less than `size`.
+constexpr int rounded_up(int size, int of) { return (size + of - 1) / of * of; }
 
 }  // namespace l2ljax
 

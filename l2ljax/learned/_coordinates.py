@@ -115,6 +115,30 @@ def zeros(params: PyTree, make: Callable[[tuple[int, ...]], PyTree], layout: str
     return memories
 
 
+def require_fit(memories: Sequence[PyTree], gradients: Sequence[Array], leading: int = 0) -> None:
+    """Refuses a state of other params than those that the gradients are of.
+
+    Args:
+        memories: that of each batch; the last axes of all its arrays are those of the batch.
+        gradients: the batches.
+        leading: axes of gradients that no memory has.
+
+    Raises:
+        ValueError: for batches of other shapes than their memories.
+    """
+    expected = [gradient.shape[leading:] for gradient in gradients]
+    found = [
+        next(iter(sizes - {shape}), shape)
+        for memory, shape in zip(memories, expected, strict=False)
+        for sizes in [{a.shape[max(0, a.ndim - len(shape)) :] for a in jax.tree.leaves(memory)}]
+    ]
+    if len(memories) != len(gradients) or found != expected:
+        raise ValueError(
+            "state must be what `init` made of params like these: its flat batch and its large "
+            f"leaves have the coordinates {found}, those of the updates {expected}"
+        )
+
+
 def each(function: Partial, *parts: Sequence[PyTree]) -> list[Any]:
     """`function(*part)` of every batch; of large leaves with one shape it is traced once."""
     pool, *large = zip(*parts, strict=True)
@@ -137,6 +161,10 @@ def _large(tree: PyTree, layout: str) -> list[Any]:
 @functools.partial(jax.jit, static_argnames=("rows", "dtype"))
 def _zeros(leaf: Array, *, rows: tuple[int, ...], dtype: jnp.dtype) -> Array:
     array = jnp.zeros((*rows, *jnp.shape(leaf)), dtype)
+    sharding = _explicit(leaf)
+    if sharding is not None and not jax.sharding.get_abstract_mesh().empty:
+        spec = PartitionSpec(*[None] * len(rows), *sharding.spec)
+        return jax.sharding.reshard(array, sharding.update(spec=spec))
     # Zeros depend on nothing, so the compiler would not split them. Never computed: the broadcast.
     return shard_alike(jnp.broadcast_to(leaf.astype(dtype), array.shape), array)[1]
 
@@ -198,7 +226,7 @@ def _chunks(like: PyTree) -> tuple[Int[Array, " coordinates"], Int[np.ndarray, "
 
 def _split(flat: Float[Array, " coordinates"], sizes: Sequence[int]) -> Sequence[Array]:
     """The part of each leaf."""
-    if len(sizes) < _MANY or not isinstance(flat, jax.core.Tracer):
+    if len(sizes) < _MANY or not flat.size or not isinstance(flat, jax.core.Tracer):
         return jax.lax.split(flat, sizes)
     return _split_many(flat, tuple(sizes))
 

@@ -17,13 +17,14 @@ from l2ljax.core import (
     LearnedOptimizer,
     Params,
     Phi,
+    ReplayableTransformation,
     Spec,
     closure,
 )
 from l2ljax.learned import _coordinates
 from l2ljax.learned._preprocess import log_sign, require_p
 from l2ljax.learned._tiles import tiled
-from l2ljax.networks import lstm_apply, lstm_carry, lstm_init
+from l2ljax.networks import lstm_apply, lstm_carry, lstm_init, lstm_sequence
 
 Preprocess = Callable[[Array], Array]
 
@@ -85,9 +86,10 @@ def lstm(
             of the computation, float32, or float64 where params or φ are.
         fused: whether a program of `l2ljax.kernels` runs a step, in single precision and without
             averaging cells. None: that of the CPU, once `l2ljax build` has built it, in a process
-            with one device or inside `jax.shard_map`, as `meta.train(mesh=...)` is; True: that of
-            an NVIDIA GPU, too, which was never measured, and not for params that are split over
-            devices; False: none. Results are the same up to rounding, and it is no part of `spec`.
+            with one device or inside `jax.shard_map(..., check_vma=False)`, as
+            `meta.train(mesh=...)` is; True: that of an NVIDIA GPU, too, which was never measured,
+            has no derivatives forwards, and not for params that are split over devices; False:
+            none. Results are the same up to rounding, and it is no part of `spec`.
         layout: how the state is laid out. `"leaves"`: each leaf's with the axes of the leaf, behind
             that of the units, so that a leaf that is split over devices has a state that is split
             alike; `"flat"`: that of all leaves in one array, which takes least time to compile and
@@ -102,9 +104,10 @@ def lstm(
     Raises:
         ValueError: for a size below 1, an unknown preprocessing, a scale or p that is not
             positive, a p of 87 or more, where e^-p leaves single precision, more averaging units
-            than a layer has, a `state_dtype` that is not floating-point, an unknown layout, or
-            `"leaves"` with averaging units; from `init` and `update`, for params with leaves that
-            are not floating-point.
+            than a layer has, a `state_dtype` that is not floating-point, an unknown `fused` or
+            one that is True with averaging units, an unknown layout, or `"leaves"` with averaging
+            units; from `init` and `update`, for params with leaves that are not floating-point;
+            from `update`, for a state of params of other sizes.
 
     Reference:
         Andrychowicz et al. (2016), sections 2 and 2.1, appendix A; `averaging`: appendix B,
@@ -202,6 +205,8 @@ def _bind(
     layout: str,
 ) -> optax.GradientTransformation:
     kind = optax.GradientTransformation if averaging else CoordinatewiseTransformation
+    if not averaging and state_dtype is None and fused is not False and kernels.cpu_serves(phi):
+        kind = _ReplayableLSTM
     return kind(
         init=closure(_init, phi, hidden=hidden, state_dtype=state_dtype, layout=layout),
         update=closure(
@@ -227,6 +232,13 @@ def _init(
     return LSTMState(layers, tuple(large))
 
 
+class _ReplayableLSTM(ReplayableTransformation):
+    """An LSTM that the CPU's program serves."""
+
+    def replay(self, gradients: Params, state: LSTMState) -> tuple[Params, LSTMState]:
+        return self.update(gradients, state, sequence=True)
+
+
 def _update(
     phi: Phi,
     updates: Params,
@@ -234,21 +246,28 @@ def _update(
     params: Params | None = None,
     *,
     layout: str,
+    sequence: bool = False,
     **settings: Any,
 ) -> tuple[Params, LSTMState]:
+    """One update, or those of a sequence of gradients, all known and on a leading axis."""
     del params
     _checks.floating_leaves("updates", updates)
     memories = [state.layers, *state.large]
     dtype = _coordinates.working_dtype(memories)
     phi = _coordinates.cast(phi, dtype)
-    step = closure(_step, phi, **settings)
-    gradients = _coordinates.batches(updates, dtype, layout)
-    # The program of `kernels` has tiles of its own.
-    fused = settings["fused"] is not False and kernels.cpu_serves((phi, gradients))
-    step = step if settings["averaging"] or fused else tiled(step)
+    step = closure(_steps if sequence else _step, phi, **settings)
+    batches = functools.partial(_coordinates.batches, dtype=dtype, layout=layout)
+    unbatch = functools.partial(_coordinates.unbatch, layout=layout)
+    if sequence:
+        batches, unbatch = jax.vmap(batches), jax.vmap(unbatch)
+    gradients = batches(updates)
+    _coordinates.require_fit(memories, gradients, leading=int(sequence))
+    # The program of `kernels` has tiles of its own, but none for a state of another precision.
+    fused = settings["fused"] is not False and kernels.cpu_serves((phi, gradients, memories))
+    step = step if sequence or settings["averaging"] or fused else tiled(step)
     found = _coordinates.each(step, memories, gradients)
     (layers, *large), steps = zip(*found, strict=True)
-    return _coordinates.unbatch(steps, updates, layout), LSTMState(layers, tuple(large))
+    return unbatch(list(steps), updates), LSTMState(layers, tuple(large))
 
 
 def _step(
@@ -272,3 +291,20 @@ def _step(
         fused=fused,
     )
     return _coordinates.cast(new, layers[0][0].dtype), output_scale * output
+
+
+def _steps(
+    phi: Phi,
+    layers: Layers,
+    gradients: Float[Array, "steps *coordinates"],
+    *,
+    hidden: tuple[int, ...],
+    features: _Features,
+    output_scale: float,
+    averaging: int,
+    fused: bool | None,
+) -> tuple[Layers, Float[Array, "steps *coordinates"]]:
+    """The memory after many steps and the updates of each."""
+    del averaging, fused
+    new, outputs = lstm_sequence(phi, layers, jax.vmap(features)(gradients), hidden=hidden)
+    return new, output_scale * outputs

@@ -23,6 +23,7 @@ from l2ljax.core import (
 )
 from l2ljax.meta._binding import require_second_derivatives
 from l2ljax.meta._horizons import Horizons
+from l2ljax.meta._replay import advance_replaying, replays
 from l2ljax.meta._segments import EstimatorFactory, TruncatedState, segmented
 from l2ljax.meta._unroll import advance, init_batch, update_rule
 
@@ -69,6 +70,7 @@ def estimator_of(
         meta_loss=meta_loss,
         second_derivatives=second_derivatives,
         nested=nested,
+        backwards=gradient is None,
     )
 
     def factory(
@@ -143,19 +145,24 @@ def run_segment(
     meta_loss: str,
     second_derivatives: bool,
     nested: bool = False,
+    backwards: bool = False,
 ) -> tuple[Scalar, tuple[Array, Params, Any]]:
-    """The meta-loss of one segment, then losses, params and state as `advance` returns them."""
-    losses, params, opt_state = advance(
-        update_rule(tx, task, batched=True),
-        task,
-        state.episode,
-        state.opt_state,
-        state.step,
-        steps=truncation,
-        second_derivatives=second_derivatives,
-        batched=True,
-        nested=nested,
-    )
+    """The meta-loss of one segment, then losses, params and state as `advance` returns them.
+
+    With `backwards` it may be differentiated in no other way.
+    """
+    begin = (task, state.episode, state.opt_state, state.step)
+    if backwards and not second_derivatives and not nested and replays(tx, state.episode.params):
+        losses, params, opt_state = advance_replaying(tx, *begin, steps=truncation)
+    else:
+        losses, params, opt_state = advance(
+            update_rule(tx, task, batched=True),
+            *begin,
+            steps=truncation,
+            second_derivatives=second_derivatives,
+            batched=True,
+            nested=nested,
+        )
     if state.horizon is not None:
         weights = weights[jnp.searchsorted(jnp.asarray(horizons.lengths), state.horizon)]
     weights = jax.lax.dynamic_slice_in_dim(weights, state.step, truncation)

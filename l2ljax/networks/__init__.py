@@ -16,6 +16,7 @@ from l2ljax.networks._coordinate import (
     lstm_apply,
     lstm_carry,
     lstm_init,
+    lstm_sequence,
 )
 from l2ljax.networks._mlp import mlp_apply, mlp_init
 from l2ljax.networks._recurrent import recurrent_apply, recurrent_init
@@ -32,6 +33,7 @@ __all__ = [
     "lstm_apply",
     "lstm_carry",
     "lstm_init",
+    "lstm_sequence",
     "mlp_apply",
     "mlp_init",
     "recurrent_apply",

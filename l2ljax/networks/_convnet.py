@@ -61,9 +61,14 @@ def _max_pool(x: Array) -> Array:
     batch, height, width, channels = x.shape
     height, width = height // 2, width // 2
     x = x[:, : 2 * height, : 2 * width].reshape(batch, height, 2, 2 * width, channels)
-    x = jnp.where(x[:, :, 0] >= x[:, :, 1], x[:, :, 0], x[:, :, 1])
+    x = _larger(x[:, :, 0], x[:, :, 1])
     x = x.reshape(batch, height, width, 2, channels)
-    return jnp.where(x[:, :, :, 0] >= x[:, :, :, 1], x[:, :, :, 0], x[:, :, :, 1])
+    return _larger(x[:, :, :, 0], x[:, :, :, 1])
+
+
+def _larger(a: Array, b: Array) -> Array:
+    """The first of equal numbers; NaN where there is one."""
+    return jnp.where((a >= b) | (a != a), a, b)
 
 
 class _ConvNet(nn.Module):

@@ -183,6 +183,33 @@ def lstm_apply(
     return jax.lax.platform_dependent(phi, carries, x, cuda=gpu.lstm, default=usual)
 
 
+def lstm_sequence(
+    phi: Phi,
+    carries: tuple[tuple[Float[Array, "_ *coordinates"], Float[Array, "_ *coordinates"]], ...],
+    xs: Float[Array, "steps features *coordinates"],
+    *,
+    hidden: tuple[int, ...],
+) -> tuple[tuple[tuple[Array, Array], ...], Float[Array, "steps *coordinates"]]:
+    """Steps of `lstm_apply` one after another, of inputs that are known beforehand.
+
+    Where the CPU's program serves (`kernels.cpu_serves`), a derivative backwards keeps no state of
+    a step in memory. It then has no derivatives forwards or of higher order.
+
+    Args:
+        phi: weights from `lstm_init`.
+        carries: as in `lstm_apply`, before the first step.
+        xs: features of each coordinate at each step.
+        hidden: units of each layer.
+
+    Returns:
+        The carries after the last step and one output a coordinate and step.
+    """
+    network = _Network(_CoordinateLSTM(hidden))
+    if xs.size and kernels.cpu_serves((phi, carries, xs)):
+        return kernels.cpu_lstm_sequence(network, phi, carries, xs)
+    return jax.lax.scan(functools.partial(network, phi), carries, xs)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Network:
     """The coordinate LSTM as a function, equal where the network is."""

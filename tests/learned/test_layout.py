@@ -1,5 +1,6 @@
 """Large leaves keep their shape in an optimizer's state, and with it their place on devices."""
 
+import contextlib
 import re
 
 import jax
@@ -58,9 +59,15 @@ def test_every_layout_has_the_same_updates_on_any_devices(name, large_from_thirt
     params, gradients = tree(0), tree(1)
     expected, _ = two_steps(MAKE[name](layout="flat").bind(phi), params, gradients)
     tx = MAKE[name]().bind(phi)
-    for kind in (AxisType.Auto, AxisType.Explicit):
+    for kind, entered in [
+        (AxisType.Auto, False),
+        (AxisType.Explicit, False),
+        (AxisType.Explicit, True),
+    ]:
         placed = jax.device_put((params, gradients), (shardings(kind),) * 2)
-        updates, state = two_steps(tx, *placed)
+        mesh = placed[0]["up"].sharding.mesh
+        with jax.set_mesh(mesh) if entered else contextlib.nullcontext():
+            updates, state = two_steps(tx, *placed)
         for leaf, update in updates.items():
             np.testing.assert_allclose(update, expected[leaf], rtol=1e-5, atol=1e-7)
             assert update.sharding.is_equivalent_to(placed[0][leaf].sharding, update.ndim)
@@ -69,7 +76,7 @@ def test_every_layout_has_the_same_updates_on_any_devices(name, large_from_thirt
                 shape = params[which].shape
                 if leaf.shape[-2:] == shape:
                     rows = [None] * (leaf.ndim - 2)
-                    split = NamedSharding(placed[0]["up"].sharding.mesh, P(*rows, *SPLIT[which]))
+                    split = NamedSharding(mesh, P(*rows, *SPLIT[which]))
                     assert leaf.sharding.is_equivalent_to(split, leaf.ndim)
 
 
@@ -96,6 +103,23 @@ def test_a_compiled_update_moves_no_state_between_devices(large_from_thirty_two)
     flat = MAKE["adaptive_lstm"](layout="flat").bind(opt.init(KEY))
     program = jax.jit(flat.update).lower(params, flat.init(params), params).compile()
     assert re.search(exchanged, program.as_text()) is not None
+
+
+def test_a_state_of_other_params_is_refused():
+    opt = learned.lstm((2,))
+    tx = opt.bind(opt.init(KEY))
+    state = tx.init({"w": jnp.zeros(1000)})
+    for params in ({"w": jnp.zeros(2000)}, {"w": jnp.zeros(999)}, {"w": jnp.zeros((2**9, 2**9))}):
+        with pytest.raises(ValueError, match="state must be what `init` made of params like these"):
+            tx.update(params, state)
+
+
+def test_many_leaves_may_all_be_empty():
+    opt = learned.lstm((2,))
+    tx = opt.bind(opt.init(KEY))
+    params = [jnp.zeros((0, 3))] * 40
+    updates, _ = jax.jit(tx.update)(params, tx.init(params))
+    assert [leaf.shape for leaf in updates] == [(0, 3)] * 40
 
 
 def test_leaves_of_one_shape_are_traced_once(large_from_thirty_two):
