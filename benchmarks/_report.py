@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine and versions of a row, and where results go."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -13,8 +14,8 @@ import jax
 import numpy as np
 
 import l2ljax
-from l2ljax import checkpoint, evaluate
-from l2ljax.core import Task
+from l2ljax import checkpoint, evaluate, kernels
+from l2ljax.core import LearnedOptimizer, Phi, Task
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -27,11 +28,38 @@ def circumstances() -> dict[str, Any]:
         "devices": jax.device_count(),
         "cores": os.cpu_count(),
         "processor": platform.machine(),
+        "processor_model": _processor_model(),
+        "memory_gib": _memory_gib(),
+        "cpu_program_built": kernels.load(),
         "python": platform.python_version(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "l2ljax": l2ljax.__version__,
         **{name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _processor_model() -> str | None:
+    """What Linux calls the processor; None elsewhere."""
+    path = pathlib.Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else None
+
+
+def _memory_gib() -> float | None:
+    """The machine's memory; None where the system does not tell."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def fingerprint(opt: LearnedOptimizer, phi: Phi) -> str:
+    """Tells weights apart, wherever their folder is."""
+    digest = hashlib.sha256(json.dumps(opt.spec, sort_keys=True).encode())
+    for leaf in jax.tree.leaves(phi):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def write(name: str | pathlib.Path, content: dict[str, Any]) -> pathlib.Path:

@@ -88,8 +88,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = {}
     for name, case in cases(arguments.data_dir).items():
-        settings = {"weights": case.weights, "problems": case.problems}
-        rows[name] = _report.kept(KEPT / f"{name}.json", settings, lambda case=case: measure(case))
+        opt, phi, _ = learned.restore(case.weights)
+        mark = _report.fingerprint(opt, phi)
+        settings = {"weights": case.weights, "fingerprint": mark, "problems": case.problems}
+        file = KEPT / mark / f"{name}.json"
+        rows[name] = _report.kept(file, settings, lambda case=case: measure(case))
         row = rows[name]
         size = row["bytes_a_coordinate"]
         print(

@@ -15,7 +15,6 @@ they are written to `results/paper`, the lost ones too; those of other weights t
 """
 
 import argparse
-import hashlib
 import json
 import math
 import pathlib
@@ -31,7 +30,7 @@ import optax
 from held_out import SUITE, HeldOut
 
 from l2ljax import classic, evaluate, learned, meta, plots
-from l2ljax.core import LearnedOptimizer, Task
+from l2ljax.core import Task
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import _report
@@ -142,14 +141,6 @@ def say(verdict: Mapping[str, Any]) -> str:
     )
 
 
-def fingerprint(opt: LearnedOptimizer, phi: Any) -> str:
-    """Tells weights apart, wherever their folder is."""
-    digest = hashlib.sha256(json.dumps(opt.spec, sort_keys=True).encode())
-    for leaf in jax.tree.leaves(phi):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
-
-
 def done(name: str, file: pathlib.Path) -> bool:
     """Whether a row is there, of as many problems as are asked for now."""
     return file.exists() and json.loads(file.read_text())["problems"] == SUITE[name].problems
@@ -189,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         opt, phi, card = learned.restore(arguments.weights)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    tx, mark = opt.bind(phi), fingerprint(opt, phi)
+    tx, mark = opt.bind(phi), _report.fingerprint(opt, phi)
     files = {name: KEPT / mark / f"{name}.json" for name in SUITE}
     pending = [name for name in arguments.tasks if arguments.force or not done(name, files[name])]
     lacking = [name for name in pending if SUITE[name].needs_data]

@@ -1,6 +1,7 @@
 """Widths and depths: the paper's study of final losses on MNIST as the architecture changes.
 
     python benchmarks/paper/sweep.py --data-dir DATA      # resumable: type it again
+    python benchmarks/paper/sweep.py --data-dir DATA --weights runs/mine      # goes to runs/paper
 
 The optimizer that was trained on one layer of 20 sigmoid units, and Adam, RMSprop, SGD and NAG
 with rates tuned on each architecture, after 100 steps; mean over 20 fresh problems.
@@ -23,7 +24,7 @@ import _report
 
 WIDTHS = (5, 10, 20, 40, 80)
 DEPTHS = (1, 2, 3)
-PATH = _report.RESULTS / "paper" / "mnist-sweep.json"
+SHIPPED = "robust-mnist"
 
 
 def cell(tx: Any, data: tasks.Dataset, width: int, depth: int) -> dict[str, Any]:
@@ -76,13 +77,13 @@ def draw(cells: list[dict[str, Any]], path: pathlib.Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir")
-    parser.add_argument("--weights", default="robust-mnist", help="a name or a folder")
+    parser.add_argument("--weights", default=SHIPPED, help="name or folder; default: %(default)s")
     arguments = parser.parse_args()
-    tx = learned.load(arguments.weights)
+    opt, phi, _ = learned.restore(arguments.weights)
+    tx, mark = opt.bind(phi), _report.fingerprint(opt, phi)
     data = tasks.mnist(arguments.data_dir, validation=30_000)
-    # An unfinished sweep is kept beside the result.
-    name = pathlib.Path(arguments.weights).resolve().name
-    partial = pathlib.Path("runs") / f"mnist-sweep-{name}.json"
+    # An unfinished sweep is kept by the weights that it was begun with.
+    partial = pathlib.Path("runs") / f"mnist-sweep-{mark}.json"
     cells = json.loads(partial.read_text()) if partial.exists() else []
     for depth in DEPTHS:
         for width in WIDTHS:
@@ -92,11 +93,18 @@ def main() -> None:
             print(f"{depth} x {width:2}: {cells[-1]['ratio']:.3f} against {cells[-1]['best']}")
             partial.parent.mkdir(parents=True, exist_ok=True)
             partial.write_text(json.dumps(cells))
-    content = {"command": "python benchmarks/paper/sweep.py", "weights": name, "cells": cells}
-    _report.write("paper/mnist-sweep.json", content)
-    draw(cells, PATH.with_suffix(".png"))
+    shipped = arguments.weights == SHIPPED
+    command = "python benchmarks/paper/sweep.py --data-dir DATA"
+    content = {
+        "command": command if shipped else f"{command} --weights FOLDER",
+        "weights": pathlib.Path(arguments.weights).resolve().name,
+        "fingerprint": mark,
+        "cells": cells,
+    }
+    path = _report.write(_report.paper_folder(shipped) / "mnist-sweep.json", content)
+    draw(cells, path.with_suffix(".png"))
     partial.unlink()
-    print(PATH)
+    print(path)
 
 
 if __name__ == "__main__":
