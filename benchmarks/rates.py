@@ -16,7 +16,6 @@ floor that a constant rate leaves, the methods that change constants but no slop
 problem with rare features. It writes `rates.json` and `rates.png`.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -244,7 +243,7 @@ def main() -> None:
             },
         )
     figure.savefig(_report.RESULTS / "rates.png", dpi=100)
-    content = {"command": " ".join(sys.argv), "slopes": slopes, "sparse": sparse}
+    content = {"command": "python benchmarks/rates.py", "slopes": slopes, "sparse": sparse}
     print(_report.write("rates.json", content))
 
 

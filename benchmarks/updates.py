@@ -15,7 +15,6 @@ import json
 import pathlib
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +28,7 @@ import optax
 from l2ljax import classic
 
 SIZE = 1_000_000
+LEAVES = [4, 400]
 # name: ours, optax's, and what torch calls it.
 METHODS: dict[str, tuple[Any, Any, tuple[str, dict[str, Any]] | None]] = {
     "gradient_descent": (
@@ -248,7 +248,7 @@ def show(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--leaves", nargs="+", type=int, default=[4, 400])
+    parser.add_argument("--leaves", nargs="+", type=int, default=LEAVES)
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch")
     parser.add_argument("--quick", action="store_true", help="a few turns, and write nothing")
     arguments = parser.parse_args()
@@ -260,7 +260,14 @@ def main() -> None:
             rows.append(row(name, fewer, arguments.torch, arguments.quick))
             print(show(rows[-1]), flush=True)
     if not arguments.quick:
-        print(_report.write("updates.json", {"command": " ".join(sys.argv), "rows": rows}))
+        command = "python benchmarks/updates.py"
+        if arguments.methods != list(METHODS):
+            command += f" --methods {' '.join(arguments.methods)}"
+        if arguments.leaves != LEAVES:
+            command += f" --leaves {' '.join(map(str, arguments.leaves))}"
+        # Without the folder, which is one machine's.
+        command += " --torch PYTHON" * (arguments.torch is not None)
+        print(_report.write("updates.json", {"command": command, "rows": rows}))
 
 
 if __name__ == "__main__":
