@@ -125,7 +125,7 @@ def main() -> None:
         "problem": arguments.problem,
         "steps_per_s": arguments.episodes * HORIZON / median,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "torch": torch.__version__,
+        "version": torch.__version__,
         "threads": torch.get_num_threads(),
     }
     print(json.dumps(result))

@@ -8,7 +8,8 @@ Quadratics: 128 functions of 10 coordinates; MNIST: one MLP 784-20-10 with 15,91
 paper's LSTM (2x20), episodes of 100 steps, truncation 20, Adam on φ, through `meta.make_step` with
 all that a user gets, ten or two episodes in one compiled scan, as `meta.train` has many meta-steps
 in one call. An inner step is counted once for the whole batch of problems. Apply: one update of
-1,002,660 coordinates in 1, 4 and 400 leaves, with params and state donated.
+1,002,660 coordinates in 1, 4 and 400 leaves, with params and state donated; the first study, which
+knows one flat array only, stands beside each in one leaf.
 
 Each problem runs in a process of its own, so that its peak memory is its own; others run in turns
 with ours: the first study, and torch (`_torch_training.py`). With `--devices` a mesh of so many
@@ -52,6 +53,7 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 COORDINATES = 1_002_660
 LEAVES = {"apply-1": 1, "apply-4": 4, "apply-400": 400}
 PROBLEMS = ("quadratics", "mnist", *LEAVES)
+FLAT = "the first study holds all coordinates in one leaf, beside any number of ours"
 
 
 def optimizer(name: str, fused: bool | None) -> l2l.LearnedOptimizer:
@@ -226,9 +228,31 @@ def rivals(name: str, arguments: argparse.Namespace) -> dict[str, list[str]]:
     return found
 
 
+def beside(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is kept of another that ran in turns with ours, turn by turn."""
+    ratios = [a["steps_per_s"] / b["steps_per_s"] for a, b in zip(ours, theirs, strict=True)]
+    return {
+        "steps_per_s": float(np.median([row["steps_per_s"] for row in theirs])),
+        "ratio": float(np.median(ratios)),
+        "ratios": ratios,
+        **{name: theirs[0][name] for name in ("version", "threads") if name in theirs[0]},
+    }
+
+
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Ends the script before anything is measured where a rival could not run."""
+    study = arguments.first_study
+    if study is None:
+        return
+    if not study.is_file():
+        parser.error(f"--first-study must be a script, got {study}, which is no file")
+    if "mnist" in arguments.problems and arguments.data_dir is None:
+        parser.error("--first-study reads MNIST from --data-dir, which is missing")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir")
+    parser.add_argument("--data-dir", help="folder with a folder `mnist`")
     parser.add_argument(
         "--first-study", type=pathlib.Path, help="a script to run in turns with ours"
     )
@@ -241,6 +265,7 @@ def main() -> None:
     parser.add_argument("--uncounted", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", choices=[*PROBLEMS, "peaks"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    check(parser, arguments)
     quick = arguments.quick
     how = {"fused": False if arguments.xla else None, "counted": not arguments.uncounted}
     if arguments.one == "peaks":
@@ -272,19 +297,13 @@ def main() -> None:
             },
         }
         ours: list[dict[str, Any]] = []
-        theirs: dict[str, list[float]] = {other: [] for other in others}
+        theirs: dict[str, list[dict[str, Any]]] = {other: [] for other in others}
         for _ in range(1 if quick else arguments.turns):
             ours.append(in_own_process(command, environment))
             for other, run in others.items():
-                theirs[other].append(run()["steps_per_s"])
+                theirs[other].append(run())
         row = sorted(ours, key=lambda row: row["steps_per_s"])[len(ours) // 2]
-        for other, speeds in theirs.items():
-            ratios = [a["steps_per_s"] / b for a, b in zip(ours, speeds, strict=True)]
-            row[other] = {
-                "steps_per_s": float(np.median(speeds)),
-                "ratio": float(np.median(ratios)),
-                "ratios": ratios,
-            }
+        row |= {other: beside(ours, found) for other, found in theirs.items()}
         rows.append(row)
         print(json.dumps(row, indent=2), flush=True)
     limits = in_own_process([sys.executable, __file__, "--one", "peaks"])
@@ -304,9 +323,11 @@ def main() -> None:
         content = {"command": command, "turns": arguments.turns, "peaks": limits}
         applied = [row for row in rows if row["problem"] in LEAVES]
         trained = [row for row in rows if row not in applied]
-        for file, some in [("throughput.json", trained), ("apply.json", applied)]:
-            if some:
-                print(_report.write(file, {**content, "rows": some}))
+        if trained:
+            print(_report.write("throughput.json", {**content, "rows": trained}))
+        if applied:
+            note = {"note": FLAT} if arguments.first_study is not None else {}
+            print(_report.write("apply.json", {**content, **note, "rows": applied}))
 
 
 if __name__ == "__main__":
