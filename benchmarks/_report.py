@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 import l2ljax
 from l2ljax import checkpoint, evaluate, kernels
@@ -84,6 +85,13 @@ def publish(name: str, command: str, content: dict[str, Any], axes: Any) -> None
     path = write(f"{name}.json", {"command": command, **content})
     plots.save(axes, path.with_suffix(".png"))
     print(path)
+
+
+def compile_anew() -> None:
+    """Lets no program come from a cache on disk, whatever the environment says."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    # JAX settles that with its first program, which may have been one of an import.
+    compilation_cache.reset_cache()
 
 
 def outcome(ratio: float, floor: float, aim: float) -> str:

@@ -266,6 +266,7 @@ def main() -> None:
     parser.add_argument("--one", choices=[*PROBLEMS, "peaks"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     check(parser, arguments)
+    _report.compile_anew()
     quick = arguments.quick
     how = {"fused": False if arguments.xla else None, "counted": not arguments.uncounted}
     if arguments.one == "peaks":

@@ -252,7 +252,7 @@ def main() -> None:
     parser.add_argument("--torch", metavar="PYTHON", help="an interpreter that has torch")
     parser.add_argument("--quick", action="store_true", help="a few turns, and write nothing")
     arguments = parser.parse_args()
-    jax.config.update("jax_enable_compilation_cache", False)
+    _report.compile_anew()
     rows = []
     for leaves in arguments.leaves:
         for name in arguments.methods:
