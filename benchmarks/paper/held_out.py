@@ -1,8 +1,10 @@
 """Tasks that the learned optimizer `general` never saw: other data, architectures and losses.
 
-It was meta-trained on digits and MNIST, MLPs of one and two layers with sigmoid, tanh or ReLU, a
-small ConvNet on digits, softmax regression and quadratics, by cross-entropy, over 400 steps at the
-most. Where a task has digits or MNIST here, its examples are others, and so is its model or loss.
+It was meta-trained (`recipes/general.py`) on digits and MNIST at 14x14 pixels: MLPs of one and two
+layers with sigmoid, tanh or ReLU, a small ConvNet and a recurrent network on digits, by
+cross-entropy; on the lower halves of digits from their upper halves, by squared error; and on
+quadratics; over 1,000 steps at the most. Where a task has digits or MNIST here, its examples are
+others, and so is its model or loss.
 Everything but MNIST and CIFAR-10 comes with scikit-learn and this repository.
 """
 

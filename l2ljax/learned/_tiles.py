@@ -1,7 +1,7 @@
 """A coordinate-wise step on a CPU, tile after tile, so that all that a tile needs is in the cache.
 
 Taken whole, a step of the LSTM on a million coordinates writes 640 MB of gates to memory that is
-new to the process and reads them again: on two cores it takes 1.4 times as long
+new to the process and reads them again: on two cores it takes 1.5 times as long
 (`benchmarks/lstm_step.py`).
 """
 
