@@ -10,7 +10,7 @@ what ships stay.
 Every baseline is tuned on other problems of the panel's task, over 17 rates (11 for CIFAR and art)
 of four decades or more; a best rate on the edge widens the grid. The paper's four (SGD, RMSprop,
 Adam, NAG) are what a ratio is taken of; NAG and momentum with tuned decay, AdamW and AMSGrad stand
-beside them, but not for CIFAR and art, whose tuning takes an hour.
+beside them, but not for CIFAR and art: without them a panel of CIFAR takes up to an hour.
 Final loss: the mean of the losses after the last 10 updates (quadratics: after the last), mean over
 fresh problems; intervals are 95 % bootstraps over problems.
 
