@@ -16,6 +16,7 @@ from l2ljax.cli._devices import leads, together
 
 SETTINGS, HISTORY, CHECKPOINTS = "run.json", "history.npz", "checkpoints"
 TABLE, FIGURE = "comparison.json", "curves.png"
+RESULTS = (HISTORY, WEIGHTS, CARD, TABLE, FIGURE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,19 +30,37 @@ class Run:
         """Opens a folder for a new run, before anything long begins.
 
         Raises:
-            FileExistsError: if a run is there already and `force` is off.
+            FileExistsError: if what a run writes is there already and `force` is off; or if there
+                are checkpoints without a run, which even `force` does not remove.
             OSError: if the folder cannot be written.
         """
         run = cls(folder)
-        if run.has(SETTINGS, WEIGHTS, CARD) and not force:
-            state = "a finished run" if run.has(CARD) else "an unfinished run (--resume goes on)"
-            raise FileExistsError(f"{folder} has {state}; --force begins again and replaces it")
-        for name in (SETTINGS, HISTORY, WEIGHTS, CARD, TABLE, FIGURE):
-            (folder / name).unlink(missing_ok=True)
+        if run.has(CHECKPOINTS) and not run.has(SETTINGS):
+            raise FileExistsError(
+                f"{folder / CHECKPOINTS} is not removed, as without {SETTINGS} beside it it may be "
+                "of another program; move it away or choose another folder"
+            )
+        if not force:
+            run._require_new()
         if (folder / CHECKPOINTS).is_dir():
             shutil.rmtree(folder / CHECKPOINTS)
+        for name in RESULTS:
+            (folder / name).unlink(missing_ok=True)
+        # Last: until it is replaced, the old settings say whose the rest is.
         write_file(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
         return run
+
+    def _require_new(self) -> None:
+        found = [name for name in (SETTINGS, *RESULTS, CHECKPOINTS) if self.has(name)]
+        if CARD in found:
+            state = "a finished run"
+        elif SETTINGS in found:
+            state = "an unfinished run (--resume goes on)"
+        elif found:
+            state = " and ".join(found)
+        else:
+            return
+        raise FileExistsError(f"{self.folder} has {state}; --force begins again and replaces that")
 
     @classmethod
     def resume(cls, folder: pathlib.Path) -> tuple["Run", dict[str, Any]]:

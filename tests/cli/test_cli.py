@@ -121,6 +121,42 @@ def test_force_replaces_a_run_and_no_other_file(copy):
     assert json.loads(after["card.json"])["seed"] == 1
 
 
+@pytest.mark.parametrize(
+    "name", ["history.npz", "comparison.json", "curves.png", "weights.safetensors"]
+)
+def test_what_a_run_would_replace_is_named_and_left_as_it_is(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    status, _, err = run(*TRAIN, "--out", tmp_path)
+    assert status == 2
+    assert f"{tmp_path} has {name}; --force begins again and replaces that" in err
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("words", [[], ["--force"]], ids=str)
+def test_checkpoints_without_a_run_are_not_removed_even_by_force(tmp_path, words):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "mine.bin").write_text("mine")
+    (tmp_path / "history.npz").write_text("mine")
+    before = contents(tmp_path)
+    status, _, err = run(*TRAIN, "--out", tmp_path, *words)
+    assert status == 2
+    assert f"{tmp_path / 'checkpoints'} is not removed, as without run.json beside it" in err
+    assert contents(tmp_path) == before
+
+
+def test_force_replaces_the_checkpoints_of_an_unfinished_run(tmp_path, trained, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 2)
+        assert run(*TRAIN, "--seed", "1", "--out", tmp_path)[0] == 130
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+    status, _, err = run(*TRAIN, "--out", tmp_path, "--force")
+    assert status == 0, err
+    assert phi_of(tmp_path) == phi_of(trained)
+    assert sorted(path.name for path in tmp_path.iterdir()) == FINISHED
+
+
 BAD = [
     (["--truncation", "3"], "truncation must divide horizon.*truncation=3.*horizon=4"),
     (["--truncation", "0"], "truncation.*at least 1, got 0"),
