@@ -145,7 +145,7 @@ def _add_run(command: argparse.ArgumentParser, default_out: str | None) -> None:
         default=None if default_out is None else pathlib.Path(default_out),
         help="folder of the run" + (f" (default: {default_out})" if default_out else ""),
     )
-    command.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
+    command.add_argument("--seed", type=int, help="of all randomness (default: 0)")
     command.add_argument(
         "--resume", action="store_true", help="go on with an interrupted run, with its settings"
     )

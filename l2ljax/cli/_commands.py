@@ -1,6 +1,7 @@
 """What each subcommand does."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -140,45 +141,58 @@ class _Job(NamedTuple):
     start: dict[str, Any] | None
 
 
-def _job(settings: dict[str, Any]) -> _Job:
-    _checks.count("seed", settings["seed"], least=0)
-    recipe = Recipe(**settings["recipe"])
-    task = tasks.load(settings["task"], settings["data_dir"]).train
-    opt = recipe.optimizer()
+def _job(settings: dict[str, Any], source: pathlib.Path | None = None) -> _Job:
+    """What settings ask for, which were read from the file `source` or were typed."""
+    with _blaming(source):
+        _check_seed("seed", settings["seed"])
+        _checks.choice("task", settings["task"], tasks.CATALOGUE)
+        recipe = Recipe(**settings["recipe"])
+        opt = recipe.optimizer()
+        command, data_dir, weights = (settings[name] for name in ("command", "data_dir", "start"))
+    task = tasks.load(settings["task"], data_dir).train
     window = tasks.CATALOGUE[settings["task"]].final_window
-    training = recipe.training(opt, task, seed=settings["seed"], window=window)
+    with _blaming(source):
+        training = recipe.training(opt, task, seed=settings["seed"], window=window)
     start = None
-    if settings["start"] is not None:
-        earlier, training["phi"], start = learned.restore(settings["start"])
+    if weights is not None:
+        earlier, training["phi"], start = learned.restore(weights)
         if earlier.spec != opt.spec:
             raise ValueError(
                 f"start must hold the optimizer of the recipe, {opt.spec}, got {earlier.spec}"
             )
-    return _Job(settings, settings["command"], recipe, opt, task, training, start)
+    return _Job(settings, command, recipe, opt, task, training, start)
+
+
+@contextlib.contextmanager
+def _blaming(source: pathlib.Path | None) -> Iterator[None]:
+    """Names the file of settings that are refused; data and weights have errors of their own."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        if source is None:
+            raise
+        raise ValueError(f"{source} is damaged: {error!r}") from error
+
+
+def _check_seed(name: str, seed: Any) -> None:
+    _checks.count(name, seed, least=0)
+    # A key has the last 32 bits of its seed: larger ones would repeat the results of these.
+    if seed >= 2**32:
+        raise ValueError(f"{name} must be less than 2**32, got {seed}")
 
 
 def _open(arguments: argparse.Namespace) -> tuple[Run, _Job]:
     if arguments.resume:
-        run, settings = Run.resume(arguments.out)
-        try:
-            job = _job(settings)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{run.folder / SETTINGS} is damaged: {error!r}") from error
-        if arguments.task not in (None, settings["task"]):
-            raise ValueError(
-                f"--task must be that of the run, {settings['task']!r}, got {arguments.task!r}"
-            )
-        return run, job
+        return _open_again(arguments)
     if arguments.task is None:
         raise ValueError("--task must name a task (`l2ljax tasks` lists them), got none")
     _checks.choice("task", arguments.task, tasks.CATALOGUE)
+    given = _given(arguments)
     settings = {
-        "task": arguments.task,
-        "data_dir": None if arguments.data_dir is None else os.path.abspath(arguments.data_dir),
-        "seed": arguments.seed,
+        **{name: given[name] for name in ("task", "data_dir", "start")},
+        "seed": 0 if given["seed"] is None else given["seed"],
         "command": _typed(arguments),
-        "start": _start(arguments.start),
-        "recipe": dataclasses.asdict(_recipe(arguments)),
+        "recipe": dataclasses.asdict(_recipe(given)),
     }
     # Everything that can be refused is refused before the folder is touched.
     job = _job(settings)
@@ -189,6 +203,36 @@ def _open(arguments: argparse.Namespace) -> tuple[Run, _Job]:
     ), job
 
 
+def _open_again(arguments: argparse.Namespace) -> tuple[Run, _Job]:
+    if arguments.force:
+        raise ValueError("--resume goes on with a run and --force replaces it, got both")
+    run, settings = Run.resume(arguments.out)
+    own = {**settings, **settings["recipe"]}
+    for name, value in _given(arguments).items():
+        # A setting that is missing is reported as damage below.
+        if value not in (None, own.get(name, value)):
+            raise ValueError(
+                f"{_flag(name)} must be that of the run, {own[name]!r}, got {value!r}"
+            )
+    return run, _job(settings, run.folder / SETTINGS)
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a run that were typed; the others are None."""
+    data_dir = arguments.data_dir
+    return {
+        "task": arguments.task,
+        "data_dir": None if data_dir is None else os.path.abspath(data_dir),
+        "seed": arguments.seed,
+        "start": _start(arguments.start),
+        **{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Recipe)},
+    }
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _start(weights: str | None) -> str | None:
     """What names the same weights from any folder: a run may be resumed from another one."""
     if weights is None or weights in learned.shipped():
@@ -196,11 +240,10 @@ def _start(weights: str | None) -> str | None:
     return os.path.abspath(weights)
 
 
-def _recipe(arguments: argparse.Namespace) -> Recipe:
+def _recipe(given: Mapping[str, Any]) -> Recipe:
     fields = [field.name for field in dataclasses.fields(Recipe)]
-    given = {name: getattr(arguments, name, None) for name in fields}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(RECIPES[arguments.task], **changes)
+    changes = {name: given[name] for name in fields if given[name] is not None}
+    return dataclasses.replace(RECIPES[given["task"]], **changes)
 
 
 def _meta_train(
@@ -261,7 +304,7 @@ def _check_comparison(arguments: argparse.Namespace) -> None:
         arguments.inner_steps = entry.horizon
     _checks.count("inner_steps", arguments.inner_steps, least=entry.final_window)
     _checks.count("problems", arguments.problems)
-    _checks.count("evaluation_seed", arguments.evaluation_seed, least=0)
+    _check_seed("evaluation_seed", arguments.evaluation_seed)
     _plots()
 
 

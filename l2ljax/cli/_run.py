@@ -80,6 +80,8 @@ class Run:
             settings = json.loads((folder / SETTINGS).read_text())
         except ValueError as error:
             raise ValueError(f"{folder / SETTINGS} must be JSON: {error}") from error
+        if not (isinstance(settings, dict) and isinstance(settings.get("recipe"), dict)):
+            raise ValueError(f"{folder / SETTINGS} is damaged: it must hold an object with 'recipe'")
         # Weights without a card are those of a run that was stopped while it wrote them.
         (folder / WEIGHTS).unlink(missing_ok=True)
         return run, settings

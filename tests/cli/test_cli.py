@@ -170,6 +170,8 @@ BAD = [
     (["--output-scale", "0"], "output_scale.*positive number, got 0"),
     (["--preprocess", "logsign"], "preprocess.*'logsign'; did you mean 'log_sign'"),
     (["--seed", "-1"], "seed.*at least 0, got -1"),
+    (["--seed", str(10**23)], r"seed.*less than 2\*\*32, got 10{23}"),
+    (["--seed", str(2**32)], r"seed.*less than 2\*\*32, got 4294967296"),
     (["--task", "quadratics"], "task.*'quadratics'; did you mean 'quadratic'"),
     (["--task", "digits"], "window.*horizon=4, got 10"),
     (["--task", "mnist", "--data-dir", "nowhere"], "nowhere"),
@@ -291,6 +293,56 @@ def test_a_run_of_another_task_is_not_resumed(copy, words):
     status, _, err = run(*words, "--out", copy, "--resume")
     assert status == 2
     assert "--task must be that of the run, 'quadratic', got 'digits'" in err
+
+
+@pytest.fixture
+def unfinished(copy):
+    """A run that was stopped before it saved its first state."""
+    (copy / "card.json").unlink()
+    (copy / "weights.safetensors").unlink()
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "100"], "--steps must be that of the run, 4, got 100"),
+        (["--batch", "7"], "--batch must be that of the run, 2, got 7"),
+        (["--horizon", "8"], "--horizon must be that of the run, 4, got 8"),
+        (["--truncation", "1"], "--truncation must be that of the run, 2, got 1"),
+        (["--meta-rate", "1"], "--meta-rate must be that of the run, 0.01, got 1.0"),
+        (["--clip", "2"], "--clip must be that of the run, 1.0, got 2.0"),
+        (["--power", "1"], "--power must be that of the run, 0.0, got 1.0"),
+        (["--preprocess", "none"], "--preprocess must be that of the run, 'log_sign', got 'none'"),
+        (["--output-scale", "-1"], "--output-scale must be that of the run, 0.1, got -1.0"),
+        (["--seed", "5"], "--seed must be that of the run, 0, got 5"),
+        (["--start", "general"], "--start must be that of the run, None, got 'general'"),
+        (["--data-dir", "/data"], "--data-dir must be that of the run, None, got '/data'"),
+        (["--force"], "--resume goes on with a run and --force replaces it, got both"),
+    ],
+    ids=str,
+)
+def test_settings_other_than_those_of_the_run_are_refused(unfinished, words, message):
+    before = contents(unfinished)
+    status, _, err = run("train", "--out", unfinished, "--resume", *words)
+    assert status == 2
+    assert message in err
+    assert contents(unfinished) == before
+
+
+def test_lost_weights_to_begin_with_are_no_damage_of_the_settings(copy, tmp_path, monkeypatch):
+    folder = tmp_path / "more"
+
+    def train(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_commands.meta, "train", train)
+    assert run(*TRAIN, "--start", copy, "--out", folder)[0] == 130
+    (copy / "weights.safetensors").write_bytes(b"")
+    status, _, err = run("train", "--out", folder, "--resume")
+    assert status == 2
+    assert f"{copy / 'weights.safetensors'} is damaged" in err
+    assert "run.json" not in err
 
 
 @pytest.mark.slow

@@ -105,6 +105,7 @@ def test_a_comparison_is_not_overwritten_without_force(compared, trained):
         (["--problems", "0"], "problems.*at least 1, got 0"),
         (["--inner-steps", "0"], "inner_steps.*at least 1, got 0"),
         (["--evaluation-seed", "-1"], "evaluation_seed.*at least 0, got -1"),
+        (["--evaluation-seed", str(10**23)], r"evaluation_seed.*less than 2\*\*32, got 10{23}"),
         (["--task", "cubic"], "task.*'cubic'"),
         (["--task", "mnist", "--data-dir", "nowhere"], "nowhere"),
         (["--weights", "nowhere"], "nowhere.*does not exist"),
