@@ -185,8 +185,7 @@ def _add_devices(command: argparse.ArgumentParser) -> None:
 
 def _add_comparison(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("comparison")
-    group.add_argument("--problems", type=int, default=64, help="fresh problems (default: 64)")
+    group.add_argument("--problems", type=int, help="fresh problems (default: 64)")
     group.add_argument("--inner-steps", type=int, help="steps of a run (default: the task's)")
-    group.add_argument(
-        "--evaluation-seed", type=int, default=1_000_000, help="of the fresh problems"
-    )
+    group.add_argument("--evaluation-seed", type=int, help="of the fresh problems")
+    command.set_defaults(**_commands.COMPARISON)

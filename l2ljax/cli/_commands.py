@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import l2ljax
 from l2ljax import _checks, evaluate, kernels, learned, meta, tasks
@@ -24,6 +25,9 @@ from l2ljax.cli._recipes import RECIPES, Recipe
 from l2ljax.cli._run import FIGURE, SETTINGS, TABLE, Run, Saver
 
 SAVE_SECONDS = 60.0
+
+# The options of a comparison and their defaults; None: as the task has it.
+COMPARISON = {"problems": 64, "inner_steps": None, "evaluation_seed": 1_000_000}
 
 
 class Interrupted(Exception):
@@ -74,9 +78,7 @@ def _outline(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
 def train(arguments: argparse.Namespace) -> None:
     """Meta-trains, and leaves weights with a card in the run's folder."""
     mesh = devices.mesh(arguments)
-    run, job = _open(arguments)
-    if mesh is not None:
-        job.training["mesh"] = mesh
+    run, job = _open(arguments, mesh)
     result, history = _meta_train(run, job, arguments)
     scores = {}
     if "validation" in history:
@@ -181,9 +183,9 @@ def _check_seed(name: str, seed: Any) -> None:
         raise ValueError(f"{name} must be less than 2**32, got {seed}")
 
 
-def _open(arguments: argparse.Namespace) -> tuple[Run, _Job]:
+def _open(arguments: argparse.Namespace, mesh: Mesh | None = None) -> tuple[Run, _Job]:
     if arguments.resume:
-        return _open_again(arguments)
+        return _open_again(arguments, mesh)
     if arguments.task is None:
         raise ValueError("--task must name a task (`l2ljax tasks` lists them), got none")
     _checks.choice("task", arguments.task, tasks.CATALOGUE)
@@ -193,9 +195,10 @@ def _open(arguments: argparse.Namespace) -> tuple[Run, _Job]:
         "seed": 0 if given["seed"] is None else given["seed"],
         "command": _typed(arguments),
         "recipe": dataclasses.asdict(_recipe(given)),
+        "devices": devices.count(mesh),
     }
     # Everything that can be refused is refused before the folder is touched.
-    job = _job(settings)
+    job = _on(mesh, _job(settings))
     if not devices.leads():
         return devices.after_leader(lambda: Run(arguments.out)), job
     return devices.after_leader(
@@ -203,7 +206,7 @@ def _open(arguments: argparse.Namespace) -> tuple[Run, _Job]:
     ), job
 
 
-def _open_again(arguments: argparse.Namespace) -> tuple[Run, _Job]:
+def _open_again(arguments: argparse.Namespace, mesh: Mesh | None) -> tuple[Run, _Job]:
     if arguments.force:
         raise ValueError("--resume goes on with a run and --force replaces it, got both")
     run, settings = Run.resume(arguments.out)
@@ -214,7 +217,15 @@ def _open_again(arguments: argparse.Namespace) -> tuple[Run, _Job]:
             raise ValueError(
                 f"{_flag(name)} must be that of the run, {own[name]!r}, got {value!r}"
             )
-    return run, _job(settings, run.folder / SETTINGS)
+    devices.require_same(settings.get("devices", devices.count(mesh)), mesh)
+    return run, _on(mesh, _job(settings, run.folder / SETTINGS))
+
+
+def _on(mesh: Mesh | None, job: _Job) -> _Job:
+    if mesh is not None:
+        devices.require_shares(job.recipe.batch, mesh)
+        job.training["mesh"] = mesh
+    return job
 
 
 def _given(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -280,7 +291,13 @@ def _meta_train(
 
 
 def _interrupted(run: Run, arguments: argparse.Namespace, what: str) -> Interrupted:
-    again = shlex.join(["l2ljax", arguments.name, "--out", str(run.folder), "--resume"])
+    words = ["l2ljax", arguments.name, "--out", str(run.folder), "--resume"]
+    # What is not among the settings of the run.
+    for name, default in {**devices.OPTIONS, **COMPARISON}.items():
+        value = getattr(arguments, name, default)
+        if value != default:
+            words += [_flag(name)] if value is True else [_flag(name), str(value)]
+    again = shlex.join(words)
     return Interrupted(f"interrupted; {run.folder} holds {what}. Go on with:\n  {again}")
 
 
@@ -299,13 +316,16 @@ def _plots() -> types.ModuleType:
 
 def _check_comparison(arguments: argparse.Namespace) -> None:
     """Refuses before anything long begins."""
-    entry = tasks.CATALOGUE[arguments.task]
-    if arguments.inner_steps is None:
-        arguments.inner_steps = entry.horizon
-    _checks.count("inner_steps", arguments.inner_steps, least=entry.final_window)
+    window = tasks.CATALOGUE[arguments.task].final_window
+    _checks.count("inner_steps", _inner_steps(arguments), least=window)
     _checks.count("problems", arguments.problems)
     _check_seed("evaluation_seed", arguments.evaluation_seed)
     _plots()
+
+
+def _inner_steps(arguments: argparse.Namespace) -> int:
+    steps: int | None = arguments.inner_steps
+    return tasks.CATALOGUE[arguments.task].horizon if steps is None else steps
 
 
 def _compare(
@@ -318,7 +338,7 @@ def _compare(
         {**optimizers, **evaluate.baselines()},
         family.evaluation,
         key=jax.random.key(arguments.evaluation_seed),
-        steps=arguments.inner_steps,
+        steps=_inner_steps(arguments),
         problems=arguments.problems,
         window=tasks.CATALOGUE[arguments.task].final_window,
         progress=True,

@@ -11,6 +11,15 @@ from jax.sharding import AxisType, Mesh
 
 T = TypeVar("T")
 
+# The options of devices and their defaults.
+OPTIONS = {
+    "mesh": False,
+    "distributed": False,
+    "coordinator": None,
+    "processes": None,
+    "process": None,
+}
+
 
 def mesh(arguments: argparse.Namespace) -> Mesh | None:
     """What `--mesh` and `--distributed` ask for, or None; joins the other processes first.
@@ -46,6 +55,41 @@ def mesh(arguments: argparse.Namespace) -> Mesh | None:
                 "--process say where they are"
             ) from error
     return jax.make_mesh((jax.device_count(),), ("problems",), axis_types=(AxisType.Auto,))
+
+
+def count(mesh: Mesh | None) -> int | None:
+    """How many devices share the batch; None without a mesh."""
+    return None if mesh is None else mesh.size
+
+
+def require_shares(batch: int, mesh: Mesh) -> None:
+    """Requires a batch that the devices can share evenly.
+
+    Raises:
+        ValueError: for another one.
+    """
+    if batch % mesh.size:
+        raise ValueError(f"--batch must be a multiple of the {mesh.size} devices, got {batch}")
+
+
+def require_same(used: int | None, mesh: Mesh | None) -> None:
+    """Requires as many devices as a run has used, since each has a state of its own.
+
+    Args:
+        used: the `count` of the run.
+        mesh: the devices that there are now.
+
+    Raises:
+        ValueError: for others.
+    """
+    if used != count(mesh):
+        raise ValueError(f"this run used {_described(used)}, got {_described(count(mesh))}")
+
+
+def _described(devices: int | None) -> str:
+    if devices is None:
+        return "one device without --mesh"
+    return f"{devices} device{'s' * (devices != 1)} with --mesh or --distributed"
 
 
 def leads() -> bool:

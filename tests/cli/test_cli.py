@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -328,6 +329,47 @@ def test_settings_other_than_those_of_the_run_are_refused(unfinished, words, mes
     assert status == 2
     assert message in err
     assert contents(unfinished) == before
+
+
+def test_an_interrupted_run_on_a_mesh_goes_on_as_it_says(tmp_path, monkeypatch):
+    words = [*TRAIN, "--batch", "8", "--mesh", "--out", tmp_path / "run"]
+    with monkeypatch.context() as patched:
+        interrupt_after(patched, 2)
+        status, _, err = run(*words)
+    assert status == 130
+    again = shlex.split(err.splitlines()[-1])
+    assert again[0] == "l2ljax"
+    status, out, err = run(*again[1:])
+    assert status == 0, err
+    assert "going on from meta-step 2" in out
+
+
+@pytest.mark.parametrize(
+    ("used", "words", "message"),
+    [
+        ("8", [], "used 8 devices with --mesh or --distributed, got one device without --mesh"),
+        ("1", ["--mesh"], "used 1 device with --mesh or --distributed, got 8 devices with"),
+        ("null", ["--mesh"], "used one device without --mesh, got 8 devices with --mesh"),
+    ],
+)
+def test_a_run_on_other_devices_is_refused_with_how_many(unfinished, used, words, message):
+    settings = unfinished / "run.json"
+    text = settings.read_text()
+    assert '"devices": null' in text
+    settings.write_text(text.replace('"devices": null', f'"devices": {used}'))
+    before = contents(unfinished)
+    status, _, err = run("train", "--out", unfinished, "--resume", *words)
+    assert status == 2
+    assert message in err
+    assert contents(unfinished) == before
+
+
+def test_a_batch_that_devices_cannot_share_is_refused_before_the_folder_is_touched(copy):
+    before = contents(copy)
+    status, _, err = run(*TRAIN, "--mesh", "--batch", "3", "--out", copy, "--force")
+    assert status == 2
+    assert "--batch must be a multiple of the 8 devices, got 3" in err
+    assert contents(copy) == before
 
 
 def test_lost_weights_to_begin_with_are_no_damage_of_the_settings(copy, tmp_path, monkeypatch):
