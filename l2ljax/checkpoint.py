@@ -5,12 +5,14 @@ and `card.json`, which says what they are. The card carries the digest of the we
 with parts of two savings is noticed. The state of a run is an orbax checkpoint.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -187,7 +189,8 @@ def read_state(folder: Path, like: PyTree) -> PyTree:
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it has another structure, shape or dtype.
+        ValueError: if it has another structure, shape or dtype, or cannot be read; it says which
+            folder to delete to go on from the state before.
     """
     step = last_step(folder)
     if step is None:
@@ -195,9 +198,11 @@ def read_state(folder: Path, like: PyTree) -> PyTree:
     raw = _raw_keys(like)
     arrays = _filled(raw)
     with _manager(folder) as manager:
-        found = manager.item_metadata(step).tree
+        with _reading(manager, step):
+            found = manager.item_metadata(step).tree
         require_same(f"{folder} holds another state", arrays, found)
-        arrays = manager.restore(step, args=ocp.args.StandardRestore(arrays))
+        with _reading(manager, step):
+            arrays = manager.restore(step, args=ocp.args.StandardRestore(arrays))
     leaves = [_placed(arrays.get(name, leaf), leaf) for name, leaf in _named(raw)]
     return jax.tree.map(
         lambda leaf, old: (
@@ -215,6 +220,21 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         pathlib.Path(folder).resolve(), options=options, item_handlers=handler
     )
+
+
+@contextlib.contextmanager
+def _reading(manager: ocp.CheckpointManager, step: int) -> Iterator[None]:
+    """Says which state cannot be read, and how to go on."""
+    try:
+        yield
+    except Exception as error:  # What orbax raises for a damaged file is of any kind.
+        path = pathlib.Path(manager.directory) / str(step)
+        earlier = [other for other in manager.all_steps() if other < step]
+        advice = f"to go on from step {max(earlier)}" if earlier else "to begin again"
+        raise ValueError(
+            f"{path} cannot be read, it may be damaged: {textwrap.shorten(str(error), 200)}; "
+            f"delete this folder {advice}"
+        ) from error
 
 
 def _is_key(leaf: Any) -> bool:

@@ -1,4 +1,5 @@
 import os
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -246,3 +247,38 @@ def test_a_state_of_another_structure_is_refused_with_what_differs(tmp_path, lik
     checkpoint.save_state(tmp_path, 1, {"x": jnp.ones(2)})
     with pytest.raises(ValueError, match=f"holds another state: {message}"):
         checkpoint.read_state(tmp_path, like)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def largest(folder):
+    """The file that holds the numbers."""
+    return max(folder.glob("default/d/*"), key=lambda path: path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: cut(largest(folder)),
+        lambda folder: largest(folder).unlink(),
+        lambda folder: cut(folder / "default" / "_METADATA"),
+        lambda folder: (folder / "default" / "_METADATA").unlink(),
+        lambda folder: cut(folder / "default" / "manifest.ocdbt"),
+    ],
+    ids=["values cut", "values lost", "metadata cut", "metadata lost", "manifest cut"],
+)
+def test_a_damaged_state_is_named_and_deleted_gives_the_one_before(tmp_path, damage):
+    values = jnp.asarray(np.random.default_rng(0).normal(size=10_000), jnp.float32)
+    for step in (1, 2):
+        checkpoint.save_state(tmp_path, step, {"x": step * values})
+    damage(tmp_path / "2")
+    message = f"{tmp_path}/2 cannot be read.*delete this folder to go on from step 1$"
+    with pytest.raises(ValueError, match=message):
+        checkpoint.read_state(tmp_path, {"x": values})
+    shutil.rmtree(tmp_path / "2")
+    assert_identical(checkpoint.read_state(tmp_path, {"x": values}), {"x": values})
+    damage(tmp_path / "1")
+    with pytest.raises(ValueError, match=r"/1 cannot be read.*delete this folder to begin again$"):
+        checkpoint.read_state(tmp_path, {"x": values})

@@ -1,6 +1,7 @@
 """The folder of a run: its settings, its checkpoints, its results."""
 
 import dataclasses
+import io
 import json
 import pathlib
 import shutil
@@ -93,21 +94,22 @@ class Run:
     def save(self, state: meta.TrainState, history: dict[str, np.ndarray]) -> None:
         """Saves a state of meta-training and the history up to it."""
         if leads():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            temporary = self.folder / f".{HISTORY}"
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **history)  # type: ignore[arg-type]
-            temporary.replace(self.folder / HISTORY)
+            content = io.BytesIO()
+            np.savez_compressed(content, **history)  # type: ignore[arg-type]
+            write_file(self.folder / HISTORY, content.getvalue())
         # Each process has its part of the state.
         checkpoint.save_state(self.folder / CHECKPOINTS, int(state.step), state)
 
     def load(self, like: meta.TrainState) -> tuple[meta.TrainState | None, dict[str, np.ndarray]]:
-        """The last saved state and the history up to it; None and an empty one if there is none."""
+        """The last saved state and the history up to it; None and an empty one if there is none.
+
+        Raises:
+            ValueError: if one of them cannot be read, or the state is not like `like`.
+        """
         if checkpoint.last_step(self.folder / CHECKPOINTS) is None:
             return None, {}
         state = checkpoint.read_state(self.folder / CHECKPOINTS, like)
-        with np.load(self.folder / HISTORY) as arrays:
-            history = {name: arrays[name] for name in arrays}
+        history = self._history()
         # A run that stopped between its two files has a history that is ahead of its state.
         done = int(state.step)
         scored = history.get("validation_step", np.zeros(0)) <= done
@@ -115,6 +117,16 @@ class Run:
             name: rows[scored] if name.startswith("validation") else rows[:done]
             for name, rows in history.items()
         }
+
+    def _history(self) -> dict[str, np.ndarray]:
+        path = self.folder / HISTORY
+        try:
+            with np.load(io.BytesIO(path.read_bytes())) as arrays:
+                return {name: arrays[name] for name in arrays}
+        except Exception as error:  # A damaged archive may raise any of half a dozen kinds.
+            raise ValueError(
+                f"{path} cannot be read: {error}; put back a copy of it, or begin again with --force"
+            ) from error
 
     def clear_checkpoints(self) -> None:
         """Removes the states of a run that is finished."""

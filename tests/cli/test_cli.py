@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,17 @@ def interrupt_after(monkeypatch, step):
         original(saver, progress)
 
     monkeypatch.setattr(Saver, "__call__", call)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The folder of a run that was interrupted after two steps; not to be changed."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patched:
+        interrupt_after(patched, 2)
+        assert run(*TRAIN, "--seed", "1", "--out", folder)[0] == 130
+    assert (folder / "checkpoints" / "2").is_dir()
+    return folder
 
 
 # Words.
@@ -147,15 +159,12 @@ def test_checkpoints_without_a_run_are_not_removed_even_by_force(tmp_path, words
     assert contents(tmp_path) == before
 
 
-def test_force_replaces_the_checkpoints_of_an_unfinished_run(tmp_path, trained, monkeypatch):
-    with monkeypatch.context() as patched:
-        interrupt_after(patched, 2)
-        assert run(*TRAIN, "--seed", "1", "--out", tmp_path)[0] == 130
-    assert (tmp_path / "checkpoints" / "2").is_dir()
-    status, _, err = run(*TRAIN, "--out", tmp_path, "--force")
+def test_force_replaces_the_checkpoints_of_an_unfinished_run(stopped, tmp_path, trained):
+    folder = shutil.copytree(stopped, tmp_path / "copy")
+    status, _, err = run(*TRAIN, "--out", folder, "--force")
     assert status == 0, err
-    assert phi_of(tmp_path) == phi_of(trained)
-    assert sorted(path.name for path in tmp_path.iterdir()) == FINISHED
+    assert phi_of(folder) == phi_of(trained)
+    assert sorted(path.name for path in folder.iterdir()) == FINISHED
 
 
 BAD = [
@@ -234,6 +243,26 @@ def test_a_run_interrupted_and_resumed_ends_like_one_that_was_not(tmp_path, trai
         assert set(ours) == set(theirs)
         for name in ours:
             np.testing.assert_array_equal(ours[name], theirs[name])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-30]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:99] + b"?" + path.read_bytes()[100:]),
+        lambda path: path.write_text("mine"),
+        lambda path: path.unlink(),
+    ],
+    ids=["cut", "empty", "changed", "text", "lost"],
+)
+def test_a_history_that_cannot_be_read_is_named(stopped, tmp_path, damage):
+    folder = shutil.copytree(stopped, tmp_path / "copy")
+    damage(folder / "history.npz")
+    status, _, err = run("train", "--out", folder, "--resume")
+    assert status == 2
+    assert f"{folder / 'history.npz'} cannot be read" in err
+    assert "put back a copy of it, or begin again with --force" in err
 
 
 def test_interrupted_before_anything_was_done_it_says_what_is_there(tmp_path, copy, monkeypatch):
