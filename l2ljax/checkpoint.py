@@ -5,13 +5,14 @@ and `card.json`, which says what they are. The card carries the digest of the we
 with parts of two savings is noticed. The state of a run is an orbax checkpoint.
 """
 
+import collections
 import contextlib
 import hashlib
 import json
 import os
 import pathlib
-import tempfile
 import textwrap
+import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,15 @@ from safetensors.numpy import save as serialize
 Path = str | os.PathLike[str]
 
 WEIGHTS, CARD = "weights.safetensors", "card.json"
+
+# The dtypes that weights may have, by the names that a safetensors file has for them.
+DTYPES = {
+    "BOOL": "bool",
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    "BF16": "bfloat16",
+}
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -40,21 +50,17 @@ def write_file(path: Path, content: bytes | str) -> None:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        temporary = pathlib.Path(file.name)
-        try:
+    # Not by `tempfile`, whose files are private to their owner; this one is as readable as any.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-            file.close()
-            # NamedTemporaryFile is private to its owner; a result is as readable as any file.
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def save_weights(folder: Path, weights: PyTree, card: Mapping[str, Any]) -> None:
@@ -62,14 +68,15 @@ def save_weights(folder: Path, weights: PyTree, card: Mapping[str, Any]) -> None
 
     Args:
         folder: where `weights.safetensors` and `card.json` go.
-        weights: a pytree of arrays.
+        weights: a pytree of arrays of `DTYPES`.
         card: plain JSON values.
 
     Raises:
-        ValueError: for a card that is not JSON.
+        ValueError: for a card that is not JSON, a leaf of another dtype, or two leaves that have
+            one name, as those of `{"a/b": x, "a": {"b": y}}`.
         OSError: if the folder cannot be written.
     """
-    content = serialize({name: np.asarray(leaf) for name, leaf in _named(weights)})
+    content = serialize({name: _plain(name, leaf) for name, leaf in _named(weights)})
     try:
         text = json.dumps({**card, "sha256": _digest(content)}, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -123,8 +130,8 @@ def read_weights(folder: Path, like: PyTree) -> PyTree:
     if card.get("sha256") != _digest(content):
         raise ValueError(f"{path} is damaged, or {CARD} beside it belongs to other weights")
     try:
-        arrays = {name: _array(**entry) for name, entry in safetensors.deserialize(content)}
-    except safetensors.SafetensorError as error:
+        arrays = {name: _array(name, **entry) for name, entry in safetensors.deserialize(content)}
+    except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(f"{path} must be a safetensors file: {error}") from error
     require_same(f"{path} holds weights of another architecture", like, arrays)
     leaves = [jax.numpy.asarray(arrays[name]) for name, _ in _named(like)]
@@ -162,10 +169,15 @@ def save_state(folder: Path, step: int, state: PyTree) -> None:
         folder: of the run's checkpoints.
         step: the number that the state is saved under; a state that has it already stays.
         state: a pytree of arrays; typed PRNG keys too.
+
+    Raises:
+        ValueError: for a state that has no numbers, or two leaves that have one name.
     """
+    arrays = _filled(_raw_keys(state))
+    if not arrays:
+        raise ValueError("state must have a leaf that is not empty to be saved, got none")
     with _manager(folder) as manager:
         if step not in manager.all_steps():
-            arrays = _filled(_raw_keys(state))
             manager.save(step, args=ocp.args.StandardSave(arrays), force=True)
 
 
@@ -182,10 +194,11 @@ def read_state(folder: Path, like: PyTree) -> PyTree:
 
     Args:
         folder: of the run's checkpoints.
-        like: a state with the structure, shapes and dtypes that are expected.
+        like: a state of arrays or `jax.ShapeDtypeStruct` with the structure, shapes and dtypes
+            that are expected.
 
     Returns:
-        The state.
+        The state, all of it arrays.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -203,10 +216,13 @@ def read_state(folder: Path, like: PyTree) -> PyTree:
         require_same(f"{folder} holds another state", arrays, found)
         with _reading(manager, step):
             arrays = manager.restore(step, args=ocp.args.StandardRestore(arrays))
-    leaves = [_placed(arrays.get(name, leaf), leaf) for name, leaf in _named(raw)]
+    leaves = [
+        _placed(arrays[name], leaf) if name in arrays else jax.numpy.zeros(leaf.shape, leaf.dtype)
+        for name, leaf in _named(raw)
+    ]
     return jax.tree.map(
         lambda leaf, old: (
-            jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(old)) if _is_key(old) else leaf
+            jax.random.wrap_key_data(leaf, impl=_implementation(old)) if _is_key(old) else leaf
         ),
         jax.tree.unflatten(jax.tree.structure(like), leaves),
         like,
@@ -242,16 +258,34 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _raw_keys(tree: PyTree) -> PyTree:
-    """Typed keys as the numbers that they stand for."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+    """Typed keys as the numbers that they stand for, or the shapes of these."""
+    return jax.tree.map(lambda leaf: _numbers(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _numbers(key: Any) -> Any:
+    if isinstance(key, jax.ShapeDtypeStruct):
+        return jax.eval_shape(jax.random.key_data, key)
+    return jax.random.key_data(key)
+
+
+def _implementation(key: Any) -> Any:
+    # Of shapes it cannot be asked for.
+    return jax.random.key_impl(jax.numpy.empty(0, key.dtype))
 
 
 def _named(tree: PyTree) -> list[tuple[str, Any]]:
-    """Leaves with their place in the tree as a name: `lstm_0/kernel`."""
-    return [
+    """Leaves with their place in the tree as a name: `lstm_0/kernel`; each must be another."""
+    named = [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     ]
+    for name, count in collections.Counter(name for name, _ in named).items():
+        if count > 1:
+            raise ValueError(
+                f"the tree must have a name for each leaf, got {count} leaves named {name!r}; "
+                "rename a key that has a '/'"
+            )
+    return named
 
 
 def _filled(tree: PyTree) -> dict[str, Any]:
@@ -261,18 +295,35 @@ def _filled(tree: PyTree) -> dict[str, Any]:
 
 def _placed(array: Any, like: Any) -> Any:
     """Not tied to its device unless `like` is: a run that goes on then has the same program."""
-    return array if getattr(like, "committed", True) else jax.numpy.asarray(np.asarray(array))
+    if isinstance(like, jax.ShapeDtypeStruct):
+        tied = like.sharding is not None
+    else:
+        tied = getattr(like, "committed", True)
+    return array if tied else jax.numpy.asarray(np.asarray(array))
 
 
 def _kinds(tree: PyTree) -> dict[str, str]:
-    return {name: f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for name, leaf in _named(tree)}
+    return {
+        name: f"{leaf.dtype if _is_key(leaf) else np.dtype(leaf.dtype)}{list(leaf.shape)}"
+        for name, leaf in _named(tree)
+    }
 
 
-def _array(dtype: str, shape: list[int], data: bytes | bytearray) -> np.ndarray:
+def _plain(name: str, leaf: Any) -> np.ndarray:
+    """In rows without gaps, as `serialize` copies the memory of an array from its start."""
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    if dtype.name not in DTYPES.values():
+        kinds = ", ".join(DTYPES.values())
+        place = name or "(the only leaf)"
+        raise ValueError(f"weights must have leaves of {kinds}, got {dtype} at {place}")
+    return np.asarray(leaf, order="C")
+
+
+def _array(name: str, dtype: str, shape: list[int], data: bytes | bytearray) -> np.ndarray:
     # `safetensors.numpy` writes bfloat16, but does not read it.
-    kind = dtype.rstrip("0123456789")
-    names = {"BOOL": "bool", "F": "float", "BF": "bfloat", "I": "int", "U": "uint"}
-    return np.frombuffer(data, np.dtype(names[kind] + dtype[len(kind) :])).reshape(shape)
+    if dtype not in DTYPES:
+        raise ValueError(f"{name} is {dtype}, none of {', '.join(DTYPES)}")
+    return np.frombuffer(data, np.dtype(DTYPES[dtype])).reshape(shape)
 
 
 def _digest(content: bytes) -> str:

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 from typing import Any, NamedTuple
 
@@ -28,6 +29,16 @@ def test_a_file_is_written_with_the_folders_that_it_needs(tmp_path):
 def test_a_file_is_as_readable_as_any(tmp_path):
     checkpoint.write_file(tmp_path / "file", "new")
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664)], ids=oct)
+def test_a_file_keeps_to_the_umask(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        checkpoint.write_file(tmp_path / "file", "new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize("fault", ["fsync", "replace"])
@@ -93,6 +104,71 @@ def test_the_card_holds_what_was_given_and_a_digest_that_cannot_be_given(tmp_pat
     digest = card.pop("sha256")
     assert len(digest) == 64
     assert card == {name: value for name, value in given.items() if name != "sha256"}
+
+
+@pytest.mark.parametrize("dtype", checkpoint.DTYPES.values())
+def test_every_dtype_in_the_table_comes_back(tmp_path, x64, dtype):
+    tree = {"x": jnp.arange(3).astype(dtype)}
+    checkpoint.save_weights(tmp_path, tree, {})
+    assert_identical(checkpoint.read_weights(tmp_path, tree), tree)
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        jnp.ones(2, jnp.complex64),
+        jnp.ones(2, jnp.float8_e4m3fn),
+        jnp.ones(2, jnp.int4),
+        jax.random.key(0),
+        np.array(["a"]),
+    ],
+    ids=lambda leaf: str(leaf.dtype),
+)
+def test_a_dtype_that_cannot_be_read_is_refused_before_anything_is_written(tmp_path, leaf):
+    message = re.escape(f"got {leaf.dtype} at layer/w")
+    with pytest.raises(ValueError, match=f"weights must have leaves of bool, .*{message}"):
+        checkpoint.save_weights(tmp_path / "new", {"layer": {"w": leaf}}, {})
+    assert files(tmp_path) == []
+
+
+def test_a_file_with_other_dtypes_is_refused_with_their_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(checkpoint.DTYPES, "C64", "complex64")
+    tree = {"w": jnp.ones(2, jnp.complex64)}
+    checkpoint.save_weights(tmp_path, tree, {})
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="weights.safetensors must be.*w is C64, none of BOOL"):
+        checkpoint.read_weights(tmp_path, tree)
+
+
+def test_weights_are_not_read_as_keys(tmp_path):
+    checkpoint.save_weights(tmp_path, {"w": jnp.ones(2)}, {})
+    with pytest.raises(ValueError, match=r"w is float32\[2\] instead of key<fry>\[\]"):
+        checkpoint.read_weights(tmp_path, {"w": jax.random.key(0)})
+
+
+def test_arrays_in_another_order_of_memory_come_back(tmp_path):
+    expected = np.arange(6, dtype="float32").reshape(2, 3)
+    tree = {"columns": np.asfortranarray(expected), "foreign": expected.astype(">f4")}
+    checkpoint.save_weights(tmp_path, tree, {})
+    like = {name: jnp.asarray(expected) for name in tree}
+    assert_identical(checkpoint.read_weights(tmp_path, like), like)
+
+
+TWINS = {"a/b": jnp.ones(2), "a": {"b": jnp.zeros(2)}}
+
+
+def test_two_leaves_of_one_name_are_refused(tmp_path):
+    checkpoint.save_weights(tmp_path / "weights", {"a/b": jnp.ones(2)}, {})
+    checkpoint.save_state(tmp_path / "state", 1, {"a/b": jnp.ones(2)})
+    for action in [
+        lambda: checkpoint.save_weights(tmp_path / "new", TWINS, {}),
+        lambda: checkpoint.read_weights(tmp_path / "weights", TWINS),
+        lambda: checkpoint.save_state(tmp_path / "new", 1, TWINS),
+        lambda: checkpoint.read_state(tmp_path / "state", TWINS),
+    ]:
+        with pytest.raises(ValueError, match="a name for each leaf, got 2 leaves named 'a/b'"):
+            action()
+    assert files(tmp_path) == ["state", "weights"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), jnp.ones(2), {1, 2}], ids=repr)
@@ -197,6 +273,32 @@ def test_a_state_comes_back_bit_for_bit_with_its_structure_and_keys(tmp_path):
     assert again.key.dtype == state().key.dtype
     assert isinstance(again.opt_state[0], optax.ScaleByAdamState)
     assert_identical(numbers(again), numbers(state()))
+
+
+def test_a_state_is_read_into_shapes_like_into_arrays(tmp_path):
+    for step, implementation in enumerate(["threefry2x32", "rbg"]):
+        key = jax.random.split(jax.random.key(0, impl=implementation), 2)
+        whole = state()._replace(key=key)
+        checkpoint.save_state(tmp_path, step, whole)
+        again = checkpoint.read_state(tmp_path, jax.eval_shape(lambda tree: tree, whole))
+        assert again.key.dtype == key.dtype
+        assert_identical(numbers(again), numbers(whole))
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(again))
+        assert not any(leaf.committed for leaf in jax.tree.leaves(again))
+
+
+def test_shapes_with_a_place_say_where_a_state_is_put(tmp_path):
+    device = jax.devices()[1]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    checkpoint.save_state(tmp_path, 1, {"x": jnp.ones(2)})
+    like = {"x": jax.ShapeDtypeStruct((2,), jnp.float32, sharding=sharding)}
+    assert checkpoint.read_state(tmp_path, like)["x"].devices() == {device}
+
+
+def test_a_state_without_numbers_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="state must have a leaf that is not empty"):
+        checkpoint.save_state(tmp_path / "new", 1, {"x": jnp.zeros((0, 3)), "y": ()})
+    assert files(tmp_path) == []
 
 
 def test_a_state_that_was_read_runs_in_the_program_of_one_that_was_not(tmp_path):
