@@ -214,9 +214,7 @@ def _open_again(arguments: argparse.Namespace, mesh: Mesh | None) -> tuple[Run, 
     for name, value in _given(arguments).items():
         # A setting that is missing is reported as damage below.
         if value not in (None, own.get(name, value)):
-            raise ValueError(
-                f"{_flag(name)} must be that of the run, {own[name]!r}, got {value!r}"
-            )
+            raise ValueError(f"{_flag(name)} must be that of the run, {own[name]!r}, got {value!r}")
     devices.require_same(settings.get("devices", devices.count(mesh)), mesh)
     return run, _on(mesh, _job(settings, run.folder / SETTINGS))
 

@@ -82,7 +82,7 @@ class Run:
         except ValueError as error:
             raise ValueError(f"{folder / SETTINGS} must be JSON: {error}") from error
         if not (isinstance(settings, dict) and isinstance(settings.get("recipe"), dict)):
-            raise ValueError(f"{folder / SETTINGS} is damaged: it must hold an object with 'recipe'")
+            raise ValueError(f"{folder / SETTINGS} is damaged: it must hold the key 'recipe'")
         # Weights without a card are those of a run that was stopped while it wrote them.
         (folder / WEIGHTS).unlink(missing_ok=True)
         return run, settings
@@ -125,7 +125,7 @@ class Run:
                 return {name: arrays[name] for name in arrays}
         except Exception as error:  # A damaged archive may raise any of half a dozen kinds.
             raise ValueError(
-                f"{path} cannot be read: {error}; put back a copy of it, or begin again with --force"
+                f"{path} cannot be read: {error}; put back a copy, or begin again with --force"
             ) from error
 
     def clear_checkpoints(self) -> None:

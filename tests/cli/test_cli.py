@@ -262,7 +262,7 @@ def test_a_history_that_cannot_be_read_is_named(stopped, tmp_path, damage):
     status, _, err = run("train", "--out", folder, "--resume")
     assert status == 2
     assert f"{folder / 'history.npz'} cannot be read" in err
-    assert "put back a copy of it, or begin again with --force" in err
+    assert "put back a copy, or begin again with --force" in err
 
 
 def test_interrupted_before_anything_was_done_it_says_what_is_there(tmp_path, copy, monkeypatch):
