@@ -217,7 +217,7 @@ def read_state(folder: Path, like: PyTree) -> PyTree:
         with _reading(manager, step):
             arrays = manager.restore(step, args=ocp.args.StandardRestore(arrays))
     leaves = [
-        _placed(arrays[name], leaf) if name in arrays else jax.numpy.zeros(leaf.shape, leaf.dtype)
+        _placed(arrays[name], leaf) if name in arrays else _empty(leaf)
         for name, leaf in _named(raw)
     ]
     return jax.tree.map(
@@ -291,6 +291,12 @@ def _named(tree: PyTree) -> list[tuple[str, Any]]:
 def _filled(tree: PyTree) -> dict[str, Any]:
     """Leaves by name, without the empty ones, which a checkpoint cannot hold."""
     return {name: leaf for name, leaf in _named(tree) if leaf.size}
+
+
+def _empty(like: Any) -> Any:
+    """A leaf without numbers, of which there is nothing to read."""
+    shapes = isinstance(like, jax.ShapeDtypeStruct)
+    return jax.numpy.zeros(like.shape, like.dtype) if shapes else like
 
 
 def _placed(array: Any, like: Any) -> Any:

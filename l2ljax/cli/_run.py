@@ -52,7 +52,7 @@ class Run:
         return run
 
     def _require_new(self) -> None:
-        found = [name for name in (SETTINGS, *RESULTS, CHECKPOINTS) if self.has(name)]
+        found = [name for name in (SETTINGS, *RESULTS) if self.has(name)]
         if CARD in found:
             state = "a finished run"
         elif SETTINGS in found:
