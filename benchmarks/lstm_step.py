@@ -3,17 +3,18 @@
     python benchmarks/lstm_step.py
 
 A segment of meta-training without its task: 20 steps of the 2x20 LSTM on given gradients, and the
-derivative of its updates with respect to φ; then a step alone, forwards. All variants of a size
-compute the same numbers, which is checked, and run in turns in one process; figures are medians of
-the ratios of neighbouring turns to the library's own way, below 1 where a variant is faster, with a
-95 % interval of the median (bootstrap).
+sum of updates times gradients with its derivative by φ; then a step alone, forwards. All variants
+of a size compute the same numbers, which is checked, and run in turns in one process; figures are
+medians of the ratios of neighbouring turns to the library's own way without its program, below 1
+where a variant is faster, with a 95 % interval of the median (bootstrap).
 
 library: XLA computes the step, and again in the backward pass. program: that of `l2ljax.kernels`
-for a CPU does both, where it was built (`l2ljax build`). kept: gates are kept instead. custom VJP:
-the derivative of a cell written by hand. one tanh: all four gates by one tanh, since
-σ(x) = (1 + tanh(x/2))/2. unrolled: two steps in one round of the loop. whole: all coordinates at
-once. tiles: 4,096 after another, which the library does from 32,768 on, forwards, without the
-program.
+for a CPU does both, where it was built (`l2ljax build`). replayed: its derivative takes some
+coordinates at a time through all steps, as in meta-training where gradients are constants. kept:
+gates are kept instead. custom VJP: the derivative of a cell written by hand. one tanh: all four
+gates by one tanh, since σ(x) = (1 + tanh(x/2))/2. unrolled: two steps in one round of the loop.
+whole: all coordinates at once. tiles: 4,096 after another, which the library does from 32,768 on,
+forwards, without the program.
 """
 
 import argparse
@@ -99,7 +100,7 @@ by_hand.defvjp(by_hand_forward, by_hand_backward)
 def segment(
     step: Step, phi: Any, gradients: jax.Array, *, recompute: bool = True, unroll: int = 1
 ) -> jax.Array:
-    """The derivative of the sum of updates times gradients over the steps, as one vector."""
+    """The sum of updates times gradients over the steps, and its derivative, as one vector."""
 
     def total(phi: Any) -> jax.Array:
         def body(memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Array]:
@@ -110,7 +111,22 @@ def segment(
         memory = networks.lstm_carry(gradients.shape[1:], "float32", hidden=HIDDEN)
         return jax.lax.scan(body, memory, gradients, unroll=unroll)[1].sum()
 
-    return jnp.concatenate([jnp.ravel(part) for part in jax.tree.leaves(jax.grad(total)(phi))])
+    return as_vector(jax.value_and_grad(total)(phi))
+
+
+def replayed(phi: Any, gradients: jax.Array) -> jax.Array:
+    memory = networks.lstm_carry(gradients.shape[1:], "float32", hidden=HIDDEN)
+    _, updates = jax.lax.scan(functools.partial(program, phi), memory, gradients)
+
+    def again(phi: Any) -> jax.Array:
+        return networks.lstm_sequence(phi, memory, gradients[:, None], hidden=HIDDEN)[1]
+
+    (derivative,) = jax.vjp(again, phi)[1](gradients)
+    return as_vector((jnp.vdot(updates, gradients), derivative))
+
+
+def as_vector(tree: Any) -> jax.Array:
+    return jnp.concatenate([jnp.ravel(part) for part in jax.tree.leaves(tree)])
 
 
 def tiles(phi: Any, memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Array]:
@@ -119,7 +135,11 @@ def tiles(phi: Any, memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Ar
 
 SEGMENTS: dict[str, Callable[..., jax.Array]] = {
     "library": functools.partial(segment, library),
-    **({"program": functools.partial(segment, program)} if kernels.load() else {}),
+    **(
+        {"program": functools.partial(segment, program), "replayed": replayed}
+        if kernels.load()
+        else {}
+    ),
     "kept": functools.partial(segment, library, recompute=False),
     "custom VJP": functools.partial(segment, by_cell(by_hand)),
     "custom VJP, kept": functools.partial(segment, by_cell(by_hand), recompute=False),
