@@ -17,7 +17,7 @@ BENCH ?=
 BENCH_ARGS ?=
 BENCHMARKS = $(patsubst benchmarks/%.py,%,$(wildcard benchmarks/[a-z]*.py))
 # What the CPU's program is built from.
-KERNEL = l2ljax/kernels/lstm.cc $(wildcard l2ljax/kernels/*.h)
+KERNEL = $(wildcard l2ljax/kernels/*.cc l2ljax/kernels/*.h)
 NOTEBOOKS = $(wildcard notebooks/*.ipynb)
 
 .DEFAULT_GOAL = help

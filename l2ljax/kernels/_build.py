@@ -1,4 +1,4 @@
-"""Compiling `lstm.cc` for this machine, and loading it."""
+"""Compiling the CPU's program for this machine, and loading it."""
 
 import ctypes
 import functools
@@ -15,11 +15,12 @@ import jax
 
 FORWARD, BACKWARD = "l2ljax_lstm_forward", "l2ljax_lstm_backward"
 SEQUENCE_BACKWARD = "l2ljax_lstm_sequence_backward"
+JOIN, SPLIT = "l2ljax_join", "l2ljax_split"
 
 # The program, and what it includes.
 _SOURCES = [
     pathlib.Path(__file__).with_name(name)
-    for name in ("lstm.cc", "network.h", "sums.h", "threads.h", "vectors.h")
+    for name in ("leaves.cc", "lstm.cc", "network.h", "sums.h", "threads.h", "vectors.h")
 ]
 # Tuned for no processor: for Zen 4, GCC 12's tuning makes the derivative 5 % slower.
 _OPTIONS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
@@ -62,8 +63,9 @@ def build(compiler: str | None = None) -> pathlib.Path:
     os.close(descriptor)
     try:
         command = [found, *_OPTIONS, f"-march={level}", "-isystem", jax.ffi.include_dir()]
+        programs = [str(source) for source in _SOURCES if source.suffix == ".cc"]
         done = subprocess.run(
-            [*command, str(_SOURCES[0]), "-o", temporary], capture_output=True, text=True
+            [*command, *programs, "-o", temporary], capture_output=True, text=True
         )
         if done.returncode:
             raise OSError(f"{found} failed:\n{done.stderr.strip()}")
@@ -95,7 +97,7 @@ def _register(path: pathlib.Path) -> bool:
         return False
     if not library.l2ljax_runs_here():
         return False
-    for name in (FORWARD, BACKWARD, SEQUENCE_BACKWARD):
+    for name in (FORWARD, BACKWARD, SEQUENCE_BACKWARD, JOIN, SPLIT):
         capsule = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     return True

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 from jaxtyping import Array, Float, PyTree
 
-from l2ljax.kernels import _build
+from l2ljax.kernels import _build, _primitives
 from l2ljax.kernels._arrays import Carries, pairs, phi_of, weights_of
 
 Network = Callable[[PyTree, Carries, Array], tuple[Carries, Array]]
@@ -26,10 +26,7 @@ Network = Callable[[PyTree, Carries, Array], tuple[Carries, Array]]
 def cpu_serves(tree: PyTree) -> bool:
     """Whether `cpu_lstm` may take the place of the network for these arrays.
 
-    It may in single precision, if the program was built and a CPU is the default device, for arrays
-    that XLA does not split: in a process with one device, or inside `jax.shard_map` over all axes
-    of its mesh and without checks of what varies. Elsewhere a trace does not tell where its arrays
-    will be, and XLA would gather them.
+    It may in single precision, where `cpu_has_whole` arrays.
 
     Args:
         tree: weights, states and inputs, also traced ones.
@@ -37,22 +34,8 @@ def cpu_serves(tree: PyTree) -> bool:
     Returns:
         True or False.
     """
-    leaves = jax.tree.leaves(tree)
-    if any(leaf.dtype != jnp.float32 for leaf in leaves) or jax.default_backend() != "cpu":
-        return False
-    mesh = jax.sharding.get_abstract_mesh()
-    whole = jax.device_count() == 1 or (
-        mesh.manual_axes and set(mesh.manual_axes) == set(mesh.axis_names)
-    )
-    return bool(whole) and not any(map(_varies, leaves)) and _build.load()
-
-
-def _varies(leaf: Array) -> bool:
-    """Whether a type says along which axes of a mesh it varies."""
-    kind: Any = jax.typeof(leaf)
-    # One or the other, by the version of JAX.
-    manual = getattr(kind, "manual_axis_type", None)
-    return bool(getattr(kind, "vma", ()) if manual is None else manual.varying)
+    single = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(tree))
+    return single and _primitives.cpu_has_whole(tree)
 
 
 def cpu_lstm(
@@ -185,45 +168,20 @@ def _pulled_back(
 _sequence_pulled_back = functools.partial(_pulled_back, of=_sequence_values)
 
 
-def _primitive(name: str, definition: Callable[..., list[Array]]) -> Primitive:
-    primitive = Primitive(name)
-    primitive.multiple_results = True
-    compiled = jax.jit(primitive.bind, static_argnames="network")
-
-    def compute(*flat: Any, network: Network) -> list[Array]:
-        # Outside `jit` a primitive is a program of its own, also where `jit` is turned off.
-        with jax.disable_jit(False):
-            return compiled(*flat, network=network)
-
-    def differentiate(primals: Any, tangents: Any, *, network: Network) -> Any:
-        tangents = map(ad.instantiate_zeros, tangents)
-        return jax.jvp(functools.partial(definition, network=network), primals, tuple(tangents))
-
-    def shapes(*flat: Any, network: Network) -> list[Any]:
-        # Errors are those of the network; the program takes sizes as they come.
-        return _shapes(definition, flat, network)
-
-    primitive.def_impl(compute)
-    primitive.def_abstract_eval(shapes)
-    mlir.register_lowering(primitive, mlir.lower_fun(definition, multiple_results=True))
-    ad.primitive_jvps[primitive] = differentiate
-    batching.primitive_batchers[primitive] = functools.partial(_map_definition, definition)
-    return primitive
-
-
 @functools.cache
 def _shapes(definition: Callable[..., list[Array]], flat: Any, network: Network) -> list[Any]:
+    """Errors are those of the network; the program takes sizes as they come."""
     if any(leaf.dtype != jnp.float32 for leaf in flat):
         raise ValueError(f"all arrays must be float32, got {[leaf.dtype.name for leaf in flat]}")
     found = jax.eval_shape(functools.partial(definition, network=network), *flat)
     return [jax.typeof(leaf) for leaf in found]
 
 
-def _map_definition(
-    definition: Callable[..., list[Array]], arguments: Any, axes: Any, *, network: Network
-) -> Any:
-    found = jax.vmap(functools.partial(definition, network=network), axes)(*arguments)
-    return found, [0] * len(found)
+def _primitive(name: str, definition: Callable[..., list[Array]]) -> Primitive:
+    def shapes(*flat: Any, network: Network) -> list[Any]:
+        return _shapes(definition, flat, network)
+
+    return _primitives.defined(name, definition, shapes, static=("network",))
 
 
 _lstm = _primitive("l2ljax_lstm", _values)
@@ -258,7 +216,7 @@ def _map_over(arguments: Any, axes: Any, *, network: Network) -> Any:
     """An axis of coordinates alone is one axis of coordinates more."""
     weights = _weights(arguments)
     if any(axis is not None for axis in axes[:weights]):
-        return _map_definition(_values, arguments, axes, network=network)
+        return _primitives.map_definition(_values, arguments, axes, network=network)
     (size,) = {a.shape[axis] for a, axis in zip(arguments, axes, strict=True) if axis is not None}
     of_coordinates = [
         jnp.broadcast_to(a[..., None], (*a.shape, size))
@@ -273,22 +231,10 @@ def _map_over(arguments: Any, axes: Any, *, network: Network) -> Any:
 batching.primitive_batchers[_lstm] = _map_over
 
 
-def _compiled(
-    target: str, definition: Callable[..., list[Array]], aliases: Callable[[int], dict[int, int]]
-) -> Callable[..., Any]:
-    """How a primitive becomes a call of the program, or its definition where none may be."""
-    otherwise = mlir.lower_fun(definition, multiple_results=True)
-
-    def lower(context: Any, *flat: Any, network: Network) -> Any:
-        parameters = context.module_context.lowering_parameters
-        if getattr(parameters, "for_export", False) or not _build.load():
-            return otherwise(context, *flat, network=network)
-        call = jax.ffi.ffi_lowering(target, operand_output_aliases=aliases(len(flat)))
-        # They share the threads of one pool.
-        devices = np.int64(len(jax.local_devices(backend="cpu")))
-        return call(context, *flat, devices=devices)
-
-    return lower
+def _devices(**params: Any) -> dict[str, Any]:
+    """How many devices share the threads of one pool."""
+    del params
+    return {"devices": np.int64(len(jax.local_devices(backend="cpu")))}
 
 
 def _forward_aliases(count: int) -> dict[int, int]:
@@ -309,4 +255,4 @@ _PROGRAMS = (
     (_sequence_transpose, _build.SEQUENCE_BACKWARD, _sequence_pulled_back, _backward_aliases),
 )
 for _of, _target, _definition, _aliases in _PROGRAMS:
-    mlir.register_lowering(_of, _compiled(_target, _definition, _aliases), platform="cpu")
+    _primitives.compiled(_of, _target, _definition, aliases=_aliases, attributes=_devices)

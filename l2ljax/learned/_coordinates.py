@@ -19,6 +19,8 @@ from jax.tree_util import Partial
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
+from l2ljax import kernels
+
 LARGE = 2**18
 """Coordinates from which on a leaf is a batch of its own, unless `layout` says otherwise."""
 
@@ -71,9 +73,9 @@ def pooled(tree: PyTree, layout: str) -> list[Any]:
 
 def batches(tree: PyTree, dtype: jnp.dtype, layout: str) -> list[Array]:
     """All coordinates in one dtype: the flat batch, then each large leaf in its own shape."""
-    pool = [jnp.ravel(_gathered(leaf)).astype(dtype) for leaf in pooled(tree, layout)]
+    pool = [jnp.asarray(_gathered(leaf), dtype) for leaf in pooled(tree, layout)]
     return [
-        jnp.concatenate(pool) if pool else jnp.zeros(0, dtype),
+        _join(pool) if pool else jnp.zeros(0, dtype),
         *(jnp.asarray(leaf, dtype) for leaf in _large(tree, layout)),
     ]
 
@@ -81,10 +83,10 @@ def batches(tree: PyTree, dtype: jnp.dtype, layout: str) -> list[Array]:
 def unbatch(found: Sequence[Array], like: PyTree, layout: str) -> PyTree:
     """Batches back in the structure, shapes and dtypes of `like`."""
     leaves, structure = jax.tree.flatten(like)
-    flat = iter(_split(found[0], sizes(pooled(like, layout))))
+    flat = iter(_split(found[0], tuple(map(jnp.shape, pooled(like, layout)))))
     own = iter(found[1:])
     parts = [
-        next(own) if alone else _scattered(next(flat).reshape(jnp.shape(leaf)), leaf)
+        next(own) if alone else _scattered(next(flat), leaf)
         for leaf, alone in zip(leaves, _alone(like, layout), strict=True)
     ]
     dtypes = [jax.dtypes.result_type(leaf) for leaf in leaves]
@@ -224,11 +226,31 @@ def _chunks(like: PyTree) -> tuple[Int[Array, " coordinates"], Int[np.ndarray, "
     return chunk, np.asarray(leaves, np.int32)
 
 
-def _split(flat: Float[Array, " coordinates"], sizes: Sequence[int]) -> Sequence[Array]:
-    """The part of each leaf."""
-    if len(sizes) < _MANY or not flat.size or not isinstance(flat, jax.core.Tracer):
-        return jax.lax.split(flat, sizes)
-    return _split_many(flat, tuple(sizes))
+def _join(leaves: Sequence[Array]) -> Float[Array, " coordinates"]:
+    """The numbers of all leaves in their order."""
+    if _many(leaves) and kernels.cpu_has_whole(leaves):
+        return kernels.cpu_join(leaves)
+    return jnp.concatenate([leaf.reshape(-1) for leaf in leaves])
+
+
+def _split(
+    flat: Float[Array, " coordinates"], shapes: tuple[tuple[int, ...], ...]
+) -> Sequence[Array]:
+    """The part of each leaf, in its shape."""
+    sizes = [math.prod(shape) for shape in shapes]
+    if not _many([flat] * len(shapes)):
+        parts = jax.lax.split(flat, sizes)
+    elif kernels.cpu_has_whole(flat):
+        return kernels.cpu_split(flat, shapes)
+    else:
+        parts = _split_many(flat, tuple(sizes))
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _many(leaves: Sequence[Array]) -> bool:
+    """Whether leaves of a program are as many as take XLA long to copy one by one."""
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
+    return len(leaves) >= _MANY and traced and any(leaf.size for leaf in leaves)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -140,14 +140,14 @@ def test_leaves_of_one_shape_are_traced_once(large_from_thirty_two):
 def test_hundreds_of_leaves_are_split_as_a_few_are():
     sizes = [7, 3, 7, 1] * 10
     flat = jax.random.normal(KEY, (sum(sizes),))
-    ends = np.cumsum(sizes)
-    expected = np.split(np.asarray(flat), ends[:-1])
+    shapes = tuple((size,) for size in sizes)
+    expected = np.split(np.asarray(flat), np.cumsum(sizes)[:-1])
     for split in (_coordinates._split, jax.jit(_coordinates._split, static_argnums=1)):
-        for part, same in zip(split(flat, tuple(sizes)), expected, strict=True):
+        for part, same in zip(split(flat, shapes), expected, strict=True):
             np.testing.assert_array_equal(part, same)
 
     def weighted(flat):
-        parts = _coordinates._split(flat, tuple(sizes))
+        parts = _coordinates._split(flat, shapes)
         return sum(i * jnp.sum(part) for i, part in enumerate(parts))
 
     rows = np.repeat(np.arange(len(sizes), dtype=np.float32), sizes)
