@@ -58,10 +58,37 @@ def count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
+def sequence(name: str, value: Any, of: str) -> tuple[Any, ...]:
+    """Requires something to go through, such as a list, and gives it as a tuple."""
+    try:
+        return tuple(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a sequence of {of}, got {value!r}") from None
+
+
+def counts(name: str, value: Any) -> tuple[int, ...]:
+    """Requires a sequence of whole numbers of at least one, and gives it as a tuple."""
+    sizes = sequence(name, value, "whole numbers")
+    for size in sizes:
+        count(name, size)
+    return tuple(int(size) for size in sizes)
+
+
+def key(name: str, value: Any) -> None:
+    """Requires one PRNG key, typed or raw."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    typed = dtype is not None and jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
+    raw = dtype == np.uint32 and len(shape or ()) == 1
+    if not raw and not (typed and shape == ()):
+        raise ValueError(f"{name} must be a PRNG key such as jax.random.key(0), got {value!r}")
+
+
 def choice(name: str, value: Any, options: Iterable[Any]) -> None:
     """Requires one of `options`; the error proposes the nearest one."""
     options = list(options)
-    if value in options:
+    # 1 equals True in Python, but who asks whether it `is True` takes it for another option.
+    is_bool = isinstance(value, bool)
+    if any(value == option and isinstance(option, bool) == is_bool for option in options):
         return
     near = difflib.get_close_matches(str(value), [str(o) for o in options], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -80,10 +107,16 @@ def inexact_leaves(name: str, tree: Any) -> None:
 
 def _leaves(name: str, tree: Any, kind: Any, expected: str) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        dtype = jax.dtypes.result_type(leaf)
-        if not jax.numpy.issubdtype(dtype, kind):
+        try:
+            # To `result_type` "float32" and `float` are names of dtypes.
+            no_number = isinstance(leaf, str | type)
+            found = repr(leaf) if no_number else jax.dtypes.result_type(leaf)
+            good = not no_number and jax.numpy.issubdtype(found, kind)
+        except TypeError:
+            found, good = repr(leaf), False
+        if not good:
             place = jax.tree_util.keystr(path) or "(the only leaf)"
             raise ValueError(
-                f"{name} must have {expected} leaves, got {dtype} at {place}; "
+                f"{name} must have {expected} leaves, got {found} at {place}; "
                 "optax.masked or optax.partition leave such leaves out"
             )

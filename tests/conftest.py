@@ -18,6 +18,7 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax  # noqa: E402  (jax reads the environment when it is imported)
+import jaxtyping  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 import tests.typechecker  # noqa: E402, F401  (the hook looks it up by name)
@@ -31,6 +32,12 @@ def strict_promotion() -> Iterator[None]:
     """Mixed dtypes are an error. Not for all tests: optax itself needs the loose kind."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Annotations are not enforced, as they are not for a user: arguments of any type come in."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

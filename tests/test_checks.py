@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import jax
@@ -72,3 +73,39 @@ def test_a_choice_outside_the_options_proposes_the_nearest() -> None:
         _checks.choice("activation", "rellu", ("relu", "tanh"))
     with pytest.raises(ValueError, match=r"got 'xyz'$"):
         _checks.choice("activation", "xyz", ("relu", "tanh"))
+
+
+def test_a_choice_tells_truth_values_from_numbers() -> None:
+    _checks.choice("bias_correction", True, (True, False, "rate"))
+    _checks.choice("content", np.int64(1), range(3))
+    for number in (1, 1.0, 0, np.True_):
+        with pytest.raises(ValueError, match=f"got {number!r}"):
+            _checks.choice("bias_correction", number, (True, False, "rate"))
+    with pytest.raises(ValueError, match="got True"):
+        _checks.choice("content", True, range(3))
+
+
+def test_a_key_is_one_key_typed_or_raw() -> None:
+    for good in (jax.random.key(0), jax.random.PRNGKey(0), np.asarray(jax.random.PRNGKey(0))):
+        _checks.key("key", good)
+    jax.eval_shape(lambda key: _checks.key("key", key), jax.random.key(0))
+    jax.vmap(lambda key: _checks.key("key", key))(jax.random.split(jax.random.key(0)))
+    for bad in (0, None, jnp.zeros(2), jnp.zeros((), jnp.uint32), jax.random.key(0)[None]):
+        with pytest.raises(ValueError, match=r"^key must be a PRNG key such as .*, got "):
+            _checks.key("key", bad)
+
+
+def test_counts_are_a_sequence_of_counts() -> None:
+    assert _checks.counts("hidden", [np.int64(3), 4]) == (3, 4)
+    assert _checks.counts("hidden", ()) == ()
+    with pytest.raises(ValueError, match="^hidden must be a sequence of whole numbers, got 20$"):
+        _checks.counts("hidden", 20)
+    with pytest.raises(ValueError, match="^hidden must be a whole number of at least 1, got 0$"):
+        _checks.counts("hidden", [3, 0])
+
+
+@pytest.mark.parametrize("leaf", [max, "w", "float32", float, None.__class__, object()])
+def test_leaves_that_are_no_arrays_are_named_by_their_path(leaf: Any) -> None:
+    message = re.escape(f"params must have floating-point leaves, got {leaf!r} at ['a'];")
+    with pytest.raises(ValueError, match=message):
+        _checks.inexact_leaves("params", {"a": leaf, "b": jnp.ones(1)})

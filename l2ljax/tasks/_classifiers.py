@@ -9,7 +9,7 @@ from jaxtyping import Array
 from l2ljax import _checks, networks
 from l2ljax.core import Params, Task, closure
 from l2ljax.tasks._dataset import Dataset
-from l2ljax.tasks._supervised import cross_entropy, supervised
+from l2ljax.tasks._supervised import cross_entropy, require_dataset, supervised
 
 
 def mlp_classifier(
@@ -65,7 +65,7 @@ def mlp_classifier(
         batch_size,
         split,
         drawing={"init_std": init_std},
-        hidden=_sizes("hidden", hidden),
+        hidden=_checks.counts("hidden", hidden),
         activation=activation,
     )
 
@@ -125,6 +125,7 @@ def convnet_classifier(
     >>> bool(1 < loss < 5)
     True
     """
+    require_dataset(dataset)
     shape = jnp.shape(dataset.split(split).inputs)
     if len(shape) != 4:
         raise ValueError(
@@ -137,18 +138,12 @@ def convnet_classifier(
         dataset,
         batch_size,
         split,
-        channels=_sizes("channels", channels),
+        channels=_checks.counts("channels", channels),
         kernel=int(kernel),
-        hidden=_sizes("hidden", hidden),
+        hidden=_checks.counts("hidden", hidden),
         activation=activation,
         batch_norm=bool(batch_norm),
     )
-
-
-def _sizes(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
-    for size in sizes:
-        _checks.count(name, size)
-    return tuple(int(size) for size in sizes)
 
 
 def _classifier(
@@ -162,6 +157,7 @@ def _classifier(
     **architecture: Any,
 ) -> Task:
     """A network of `networks.py` by its architecture; `drawing` are arguments of `init` alone."""
+    require_dataset(dataset)
     if dataset.classes is None:
         raise ValueError(f"dataset must have a number of classes, got None for {dataset.name}")
     _checks.choice("activation", architecture["activation"], networks.ACTIVATIONS)

@@ -40,6 +40,52 @@ def test_cross_entropy_is_finite_for_huge_logits():
     np.testing.assert_array_equal(gradient[:2], [[0, 0, 0], [1, -1, 0]])
 
 
+def test_a_label_without_a_logit_is_no_perfect_prediction():
+    logits = jnp.zeros((4, 3))
+    values = jax.jit(cross_entropy)(logits, jnp.array([-1, 0, 2, 3]))
+    np.testing.assert_allclose(values, [np.nan, np.log(3), np.log(3), np.nan], rtol=1e-6)
+    # A byte cannot count three hundred classes: class 0 must not be 256 as well.
+    wide = jnp.zeros((1, 300)).at[0, 256].set(20.0)
+    assert cross_entropy(wide, jnp.zeros(1, jnp.uint8)) > 19
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "message"),
+    [
+        ((4, 3), jnp.ones(4), r"labels must be integers of the shape \(4,\).*got float32"),
+        ((4, 3), jnp.ones((4, 3), int), r"got int32 of the shape \(4, 3\); of one-hot labels take"),
+        ((4, 3), jnp.ones((4, 1), int), r"got int32 of the shape \(4, 1\)"),
+        ((4, 3), jnp.ones(3, int), r"each row of the logits \(4, 3\), got int32 of the shape \(3,"),
+        (
+            (4,),
+            jnp.ones(4, int),
+            r"logits must be .* \(n, classes\), got float32 of the shape \(4,",
+        ),
+    ],
+)
+def test_cross_entropy_refuses_what_is_no_class_number_for_each_row(
+    logits, labels, message, unchecked
+):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(cross_entropy, jnp.zeros(logits), labels)
+
+
+def test_squared_error_does_not_broadcast(unchecked):
+    with pytest.raises(ValueError, match=r"got outputs \(4, 1\) and labels \(4,\)"):
+        squared_error(jnp.zeros((4, 1)), jnp.zeros(4))
+    lines = Dataset(train=Split(np.eye(4), np.ones(4)))
+    with pytest.raises(ValueError, match=r"got outputs \(2, 1\) and labels \(2,\)"):
+        supervised(lambda key, x: jnp.zeros((4, 1)), lambda w, x: x @ w, "squared_error", lines, 2)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", cross_entropy])
+@pytest.mark.parametrize(("low", "outputs"), [(0, 2), (-1, 3)])
+def test_a_model_with_fewer_outputs_than_classes_is_refused(loss, low, outputs):
+    data = Dataset(train=Split(np.eye(3), low + np.arange(3)))
+    with pytest.raises(ValueError, match=f"from 0 to {outputs - 1}.*got {low} to {low + 2}"):
+        supervised(lambda key, x: jnp.zeros((3, outputs)), lambda w, x: x @ w, loss, data, None)
+
+
 class _Network(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -148,3 +194,36 @@ def test_an_unknown_loss_is_refused_with_the_nearest_name():
     model = _Network()
     with pytest.raises(ValueError, match="did you mean 'cross_entropy'"):
         supervised(model.init, model.apply, "crossentropy", images())
+
+
+def test_a_model_with_dropout_is_refused_with_what_to_do():
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3)(nn.Dropout(0.5, deterministic=False)(x.reshape(len(x), -1)))
+
+    class NoisyWhenApplied(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            quiet = self.is_initializing()
+            return nn.Dense(3)(nn.Dropout(0.5, deterministic=quiet)(x.reshape(len(x), -1)))
+
+    for model in (Noisy(), NoisyWhenApplied()):
+        with pytest.raises(ValueError, match="passes no rngs, so dropout has to be off"):
+            supervised(model.init, model.apply, "cross_entropy", images())
+
+
+def test_what_is_no_data_set_and_no_function_is_refused_by_its_name(unchecked):
+    model, data = _Network(), images()
+    for dataset, got in [((1, 2), "got <class 'tuple'>"), (data.train, "got a Split")]:
+        message = rf"dataset must be a tasks\.Dataset, {got}.*Dataset\(train=Split\(x, y\)\)"
+        with pytest.raises(ValueError, match=message):
+            supervised(model.init, model.apply, "cross_entropy", dataset)
+        with pytest.raises(ValueError, match=message):
+            mlp_classifier(dataset)
+    with pytest.raises(ValueError, match="loss must be a function or one of .*, got None"):
+        supervised(model.init, model.apply, None, data)
+    with pytest.raises(ValueError, match="apply must be a function, got 3"):
+        supervised(model.init, 3, "cross_entropy", data)
+    with pytest.raises(ValueError, match="hidden must be a sequence of whole numbers, got 20"):
+        mlp_classifier(data, hidden=20)
