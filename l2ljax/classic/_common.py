@@ -37,16 +37,23 @@ def require_scalars(**hyperparameters: Any) -> None:
             raise ValueError(f"{name} must be a scalar, got the shape {np.shape(value)}")
 
 
-def require_rate(learning_rate: LearningRate | None) -> None:
-    """Refuses a rate that is negative, not finite or not a scalar; None stands for no rate."""
-    if learning_rate is not None:
-        _checks.non_negative("learning_rate", learning_rate)
-        require_scalars(learning_rate=learning_rate)
+def require_rate(learning_rate: LearningRate) -> None:
+    """Refuses a rate that is negative, not finite or not a scalar, and also None.
+
+    Inside this room None stands for no rate, and the direction then keeps its sign: a user's None
+    would climb.
+    """
+    _checks.non_negative("learning_rate", learning_rate)
+    require_scalars(learning_rate=learning_rate)
 
 
 def require_accumulator_dtype(dtype: DTypeLike | None) -> None:
     """Refuses what is no real floating-point dtype."""
-    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+    try:
+        good = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        good = False
+    if not good:
         raise ValueError(f"accumulator_dtype must be a real floating-point dtype, got {dtype!r}")
 
 
@@ -120,6 +127,15 @@ def rate_at(learning_rate: LearningRate | None, count: Count) -> Hyperparameter 
     return learning_rate(count) if callable(learning_rate) else learning_rate
 
 
+def _shown(gradients: Updates) -> str:
+    """Where gradients have None, or else their structure."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(gradients, lambda x: x is None)
+    places = ", ".join(jax.tree_util.keystr(path) for path, leaf in leaves if leaf is None)
+    if not places:
+        return str(structure)
+    return f"None at {places} (zeros stand still; optax.masked leaves out what has no gradient)"
+
+
 def leafwise(
     rule: Callable[..., Leaf],
     scalars: dict[str, Hyperparameter | None],
@@ -162,10 +178,15 @@ def leafwise(
         )
 
     structure: Any = jax.tree.structure(gradients)
-    columns = [
-        [None] * structure.num_leaves if tree is None else structure.flatten_up_to(tree)
-        for tree in (gradients, *accumulators, *read)
-    ]
+    try:
+        columns = [
+            [None] * structure.num_leaves if tree is None else structure.flatten_up_to(tree)
+            for tree in (gradients, *accumulators, *read)
+        ]
+    except ValueError as error:
+        raise ValueError(
+            f"updates must be a tree like the params, got {_shown(gradients)}: {error}"
+        ) from error
     rows = [apply(*row) for row in zip(*columns, strict=True)]
     return [
         None if tree is None else structure.unflatten(row[i] for row in rows)

@@ -170,10 +170,28 @@ def scale_by_curvature(
         dtype = working_dtype(params)
         function = widen_function(value_fn, params, dtype, extra)
         at, g = widen((params, updates), dtype)
-        d = solve(function, at, g, jnp.asarray(damping, dtype))
+        try:
+            d = solve(function, at, g, jnp.asarray(damping, dtype))
+        except Exception as error:
+            if not _masked(params):
+                raise
+            raise ValueError(
+                "value_fn must be a function of the params that the update gets, got "
+                f"{jax.tree.structure(params)}, of which it says: {error}; {method} cannot see a "
+                "part of the params only, as optax.masked and optax.partition show it"
+            ) from error
         return optax.tree.cast_like(d, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _masked(params: Params) -> bool:
+    """Whether optax has left out some of the params."""
+
+    def left_out(node: Any) -> bool:
+        return isinstance(node, optax.MaskedNode)
+
+    return any(map(left_out, jax.tree.leaves(params, is_leaf=left_out)))
 
 
 def solve_densely(

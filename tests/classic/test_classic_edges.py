@@ -135,7 +135,11 @@ wrong = {
     "adam": {"bias_correction": "rates"},
     "adam ": {"eps_in_sqrt": "no"},
     "adamw": {"decay_by_rate": "no"},
+    "adam  ": {"bias_correction": 1},
+    "adam   ": {"bias_correction": 1.0},
+    "adamw ": {"bias_correction": 0},
     "amsgrad": {"bias_correction": "max"},
+    "amsgrad ": {"bias_correction": 0},
 }
 for name, option in wrong.items():
     try:
@@ -149,6 +153,36 @@ for name, option in wrong.items():
 
 def test_an_unknown_option_is_refused_by_name_also_where_annotations_are_not_checked():
     subprocess.run([sys.executable, "-c", OPTIONS], check=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gradient_descent", "momentum", "nesterov", "adagrad", "rmsprop", "adadelta", "adam"),
+        *("amsgrad", "adamw", "adam_l2", "newton", "bfgs", "lbfgs", "saddle_free_newton"),
+    ],
+)
+def test_no_rate_is_refused_since_the_direction_alone_climbs(name, unchecked):
+    with pytest.raises(ValueError, match="^learning_rate must be a non-negative number, got None"):
+        getattr(classic, name)(learning_rate=None)
+
+
+@pytest.mark.parametrize("dtype", ["foo", 1.0, int])
+def test_what_is_no_dtype_is_refused_by_name(dtype, unchecked):
+    with pytest.raises(ValueError, match="^accumulator_dtype must be a real floating-point dtype"):
+        classic.adam(0.1, accumulator_dtype=dtype)
+
+
+def test_a_gradient_that_is_missing_is_named_by_its_path():
+    tx, params = classic.momentum(0.1), {"a": jnp.ones(2), "b": {"c": jnp.ones(2)}}
+    with pytest.raises(
+        ValueError, match=r"^updates must be .* params, got None at \['b'\]\['c'\] "
+    ):
+        tx.update({"a": jnp.ones(2), "b": {"c": None}}, tx.init(params))
+    # Where the params have none either, there is nothing to miss.
+    hollow = {"a": jnp.ones(2), "b": None}
+    updates, _ = tx.update(hollow, tx.init(hollow))
+    np.testing.assert_allclose(updates["a"], -0.1, rtol=1e-6)
 
 
 def test_every_argument_out_of_range_is_refused_by_the_part_without_a_rate_too():

@@ -268,3 +268,22 @@ def test_wrong_and_missing_arguments_are_refused_by_name():
         tx.update(w, tx.init(w), value_fn=jnp.sum)
     with pytest.raises(ValueError, match="complex64"):
         tx.init(jnp.ones(2, jnp.complex64))
+
+
+@pytest.mark.parametrize("method", [classic.newton, classic.saddle_free_newton])
+def test_a_function_of_all_params_cannot_be_seen_through_a_mask(method):
+    def function(params):
+        return jnp.sum(params["a"] ** 2) + jnp.sum(params["b"] ** 4)
+
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    tx = optax.masked(method(), {"a": True, "b": False})
+    message = f"^value_fn must be .*{method.__name__} cannot see a part of the params only, as opt"
+    with pytest.raises(ValueError, match=message):
+        tx.update(params, tx.init(params), params, value_fn=function)
+    # One that takes any tree is one of the part alone.
+    updates, _ = tx.update(params, tx.init(params), params, value_fn=optax.tree.norm)
+    assert np.isfinite(updates["a"]).all()
+    with pytest.raises(ZeroDivisionError):
+        method().update(
+            params, method().init(params), params, value_fn=lambda params: params["a"][0] / (1 // 0)
+        )
