@@ -51,6 +51,20 @@ def fraction(name: str, value: Any) -> None:
     _require(name, value, lambda v: (v >= 0) & (v < 1), "a number in [0, 1)")
 
 
+def number(name: str, value: Any) -> None:
+    """Requires one finite number, and no array of them; traced values and schedules do not pass."""
+    if callable(value) or np.ndim(value) != 0:
+        raise ValueError(f"{name} must be one finite number, got {value!r}")
+    finite(name, value)
+
+
+def probability(name: str, value: Any) -> None:
+    """Requires one number in (0, 1)."""
+    number(name, value)
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must be a number between 0 and 1, got {value!r}")
+
+
 def count(name: str, value: Any, least: int = 1) -> None:
     """Requires one whole number of at least `least`."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)

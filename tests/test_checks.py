@@ -109,3 +109,17 @@ def test_leaves_that_are_no_arrays_are_named_by_their_path(leaf: Any) -> None:
     message = re.escape(f"params must have floating-point leaves, got {leaf!r} at ['a'];")
     with pytest.raises(ValueError, match=message):
         _checks.inexact_leaves("params", {"a": leaf, "b": jnp.ones(1)})
+
+
+def test_a_number_is_one_concrete_number() -> None:
+    _checks.number("low", np.float32(-2))
+    _checks.probability("confidence", 0.95)
+    for bad in ([0, 1], np.ones(1), max):
+        with pytest.raises(ValueError, match="^low must be one finite number, got"):
+            _checks.number("low", bad)
+    for bad in (np.nan, "x", None):
+        with pytest.raises(ValueError, match="^low must be a finite number, got"):
+            _checks.number("low", bad)
+    for bad in (0, 1, -0.5, 95):
+        with pytest.raises(ValueError, match=f"^share must be a number between 0 and 1, got {bad}"):
+            _checks.probability("share", bad)

@@ -1,9 +1,10 @@
 """Search for settings: propose, evaluate in compiled batches, keep, go on."""
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -74,8 +75,9 @@ def search(
         A `SearchResult`.
 
     Raises:
-        ValueError: for an empty space, sizes below 1, an unknown method, an objective that is not
-            a scalar, or a file of another space, method, key or batch; it says which.
+        ValueError: for an empty space, sizes below 1, an unknown method, what is no key, an
+            objective that is not a scalar, a file of another space, method, key or batch (it says
+            which), one that is damaged, or one that cannot be written.
 
     >>> from l2ljax import hyper
     >>> space = {"x": hyper.uniform(-2, 2), "power": hyper.choice(2, 4)}
@@ -86,6 +88,7 @@ def search(
     ({'x': 1.0, 'power': 4}, 0.25)
     """
     require_space(space)
+    _checks.key("key", key)
     _checks.count("trials", trials)
     _checks.count("at_once", at_once)
     if isinstance(method, str):
@@ -103,6 +106,14 @@ def search(
     }
     file = None if resume is None else pathlib.Path(resume)
     numbers, values = _read(file, identity, space)
+    if file is not None and len(values) < trials:
+        # Now, and not only after the first batch, which would be lost.
+        try:
+            _write(file, identity, numbers, values)
+        except OSError as error:
+            raise ValueError(
+                f"resume must be a file that can be written, got {file}: {error}"
+            ) from error
     bar = tqdm(total=trials, initial=len(values), unit="trial", disable=not progress)
     with bar:
         while len(values) < trials:
@@ -198,15 +209,9 @@ def _read(
     if file is None or not file.exists():
         empty = np.zeros((0, len(space)))
         return numbers_at(space, empty), np.zeros(0)
-    try:
+    with _damage_named(file):
         kept = json.loads(file.read_text())
         same = {name: kept[name] for name in identity}
-        values = np.array([float(value) for value in kept["values"]])
-        numbers = {name: np.array(kept["trials"][name]) for name in kept["trials"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"resume must be a file that a search left, got {file}: {error!r}"
-        ) from error
     # As JSON has them: tuples are lists.
     for name, asked in json.loads(json.dumps(identity)).items():
         if same[name] != asked:
@@ -214,4 +219,43 @@ def _read(
                 f"resume must be a file of this search, but the {name} of {file} is "
                 f"{same[name]}, not {asked}"
             )
-    return numbers, values
+    with _damage_named(file):
+        values = np.array([_value(value) for value in kept["values"]], np.float64)
+        return _columns(kept["trials"], space, len(values)), values
+
+
+@contextlib.contextmanager
+def _damage_named(file: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, OSError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"resume must be a file that a search left, got {file}: {error!r}"
+        ) from error
+
+
+def _value(value: Any) -> float:
+    """A value as `_write` leaves it."""
+    odd = isinstance(value, str) and value not in ("nan", "inf", "-inf")
+    if odd or isinstance(value, bool):
+        raise ValueError(f"a value must be a number, got {value!r}")
+    return float(value)
+
+
+def _columns(trials: Any, space: Space, count: int) -> dict[str, np.ndarray]:
+    """The settings of all trials, each in its range."""
+    if sorted(trials) != sorted(space):
+        raise ValueError(f"trials must have the settings {[*space]}, got {[*trials]}")
+    numbers = {}
+    for name, axis in space.items():
+        column = np.array(trials[name])
+        if column.shape != (count,) or column.dtype.kind not in "iuf":
+            raise ValueError(f"trials[{name!r}] must hold {count} numbers, as many as values")
+        whole = axis.size is None or bool((column == np.round(column)).all())
+        if not whole or not ((column >= axis.low) & (column <= axis.high)).all():
+            raise ValueError(
+                f"trials[{name!r}] must hold {'' if axis.size is None else 'whole '}numbers from "
+                f"{axis.low} to {axis.high}, got {column.tolist()}"
+            )
+        numbers[name] = column.astype(np.float64 if axis.size is None else np.int64)
+    return numbers

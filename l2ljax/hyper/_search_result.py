@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from l2ljax import _checks
 from l2ljax.hyper._space import Space
 
 if TYPE_CHECKING:
@@ -94,8 +95,7 @@ class SearchResult:
         >>> result.expected_best().mean[:2]  # of nine pairs five have a 1, three more a 2
         array([2.        , 1.55555556])
         """
-        if not 0 < confidence < 1:
-            raise ValueError(f"confidence must be a number between 0 and 1, got {confidence!r}")
+        _checks.probability("confidence", confidence)
         finite = np.isfinite(self.values)
         if not finite.any():
             raise ValueError("values must hold a finite one, got none")

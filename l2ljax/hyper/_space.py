@@ -89,13 +89,13 @@ def uniform(low: float, high: float) -> Axis:
         An axis of a space; the objective gets a floating-point array, f[].
 
     Raises:
-        ValueError: for bounds that are not finite or not in this order.
+        ValueError: for bounds that are not finite numbers or not in this order.
 
     >>> uniform(-1, 1).at(np.array([0.0, 0.5, 1.0]))
     array([-1.,  0.,  1.])
     """
-    _checks.finite("low", low)
-    _checks.finite("high", high)
+    _checks.number("low", low)
+    _checks.number("high", high)
     _require_order(low, high)
     return Axis("uniform", float(low), float(high))
 
@@ -111,13 +111,14 @@ def log_uniform(low: float, high: float) -> Axis:
         An axis of a space; the objective gets a floating-point array, f[].
 
     Raises:
-        ValueError: for bounds that are not positive or not in this order.
+        ValueError: for bounds that are not positive numbers or not in this order.
 
     >>> log_uniform(1e-4, 1.0).at(np.array([0.0, 0.5, 1.0]))
     array([1.e-04, 1.e-02, 1.e+00])
     """
-    _checks.positive("low", low)
-    _checks.positive("high", high)
+    for name, value in [("low", low), ("high", high)]:
+        _checks.number(name, value)
+        _checks.positive(name, value)
     _require_order(low, high)
     return Axis("log_uniform", float(low), float(high))
 

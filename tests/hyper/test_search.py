@@ -175,6 +175,68 @@ def test_a_file_of_another_search_is_refused_by_what_differs(tmp_path):
         hyper.search(loss, SPACE, **settings)
 
 
+def _damaged(content, damage):
+    trials, values = content["trials"], content["values"]
+    match damage:
+        case "a value less":
+            del values[1]
+        case "a setting less":
+            del trials["shift"]
+        case "a setting more":
+            trials["other"] = trials["shift"]
+        case "one of a column less":
+            del trials["shift"][0]
+        case "no columns":
+            content["trials"] = []
+        case "no option":
+            trials["act"][0] = 2
+        case "half an option":
+            trials["act"][0] = 0.5
+        case "out of range":
+            trials["rate"][0] = 2.0
+        case "no number":
+            trials["rate"][0] = "0.1"
+        case "a truth":
+            trials["count"] = [True] * len(values)
+        case "a text as a value":
+            values[0] = "0.5"
+        case "nothing as a value":
+            values[0] = None
+        case "no list":
+            return [content]
+    return content
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *("a value less", "a setting less", "a setting more", "one of a column less"),
+        *("no columns", "no option", "half an option", "out of range", "no number", "a truth"),
+        *("a text as a value", "nothing as a value", "no list"),
+    ],
+)
+def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path, damage):
+    file = tmp_path / "search.json"
+    settings = {"key": KEY, "trials": 2, "at_once": 2, "resume": file}
+    hyper.search(loss, SPACE, **settings)
+    text = json.dumps(_damaged(json.loads(file.read_text()), damage))
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"^resume must be a file that a search left, got .*json"):
+        hyper.search(loss, SPACE, **settings | {"trials": 4})
+    assert file.read_text() == text
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_first_trial(tmp_path):
+    def objective(settings, key):
+        raise AssertionError("a trial was evaluated")
+
+    (tmp_path / "file").touch()
+    # Its folder would be a file.
+    for file in (tmp_path, tmp_path / "file" / "search.json"):
+        with pytest.raises(ValueError, match=r"^resume must be a file that .*, got "):
+            hyper.search(objective, PLANE, key=KEY, resume=file)
+
+
 def test_what_is_not_finite_is_kept_and_never_best(tmp_path):
     odd = np.array([np.nan, -np.inf, np.inf, 2.0])
 
@@ -348,3 +410,16 @@ def test_the_objective_of_a_validation_task_is_its_loss_of_the_last_params():
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_what_is_no_key_and_no_number_is_refused_by_name(unchecked):
+    for key in (0, None):
+        with pytest.raises(ValueError, match=f"^key must be a PRNG key such as .*, got {key}"):
+            hyper.search(loss, SPACE, key=key)
+    for axis in (hyper.uniform, hyper.log_uniform):
+        with pytest.raises(ValueError, match=r"^low must be one finite number, got \[1, 2\]"):
+            axis([1, 2], 3)
+        with pytest.raises(ValueError, match="^high must be a"):
+            axis(1, "2")
+    with pytest.raises(ValueError, match="^confidence must be a finite number, got 'x'"):
+        SearchResult({}, np.ones(3), {}, 1.0).expected_best(confidence="x")
