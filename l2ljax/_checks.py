@@ -60,9 +60,10 @@ def number(name: str, value: Any) -> None:
 
 def probability(name: str, value: Any) -> None:
     """Requires one number in (0, 1)."""
-    number(name, value)
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must be a number between 0 and 1, got {value!r}")
+    expected = "a number between 0 and 1"
+    if callable(value) or np.ndim(value) != 0:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+    _require(name, value, lambda v: (v > 0) & (v < 1), expected)
 
 
 def count(name: str, value: Any, least: int = 1) -> None:

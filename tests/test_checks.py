@@ -120,6 +120,7 @@ def test_a_number_is_one_concrete_number() -> None:
     for bad in (np.nan, "x", None):
         with pytest.raises(ValueError, match="^low must be a finite number, got"):
             _checks.number("low", bad)
-    for bad in (0, 1, -0.5, 95):
-        with pytest.raises(ValueError, match=f"^share must be a number between 0 and 1, got {bad}"):
+    for bad in (0, 1, -0.5, 95, np.nan, "x", None, max, [0.5]):
+        message = re.escape(f"share must be a number between 0 and 1, got {bad!r}")
+        with pytest.raises(ValueError, match=message):
             _checks.probability("share", bad)

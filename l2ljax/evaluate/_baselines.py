@@ -35,7 +35,7 @@ def baselines(
         (SGD, momentum, Nesterov) or 1e-4 (RMSprop, Adam) up; other arguments at their defaults.
 
     Raises:
-        ValueError: for an unknown name or sizes below 1.
+        ValueError: for an unknown name, one name that is no sequence, or sizes below 1.
 
     >>> grid = baselines(["Adam"])["Adam"].grid
     >>> len(grid), grid[0], grid[-1]
@@ -43,6 +43,8 @@ def baselines(
     """
     _checks.count("decades", decades)
     _checks.count("per_decade", per_decade)
+    if isinstance(names, str):
+        raise ValueError(f"names must be a sequence of names, got {names!r}; try [{names!r}]")
     for name in names:
         _checks.choice("names", name, _FACTORIES)
     steps = np.arange(decades * per_decade + 1) / per_decade

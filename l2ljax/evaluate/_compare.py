@@ -12,8 +12,14 @@ from tqdm import tqdm
 
 from l2ljax import _checks
 from l2ljax.core import Key, Task
+from l2ljax.evaluate._arguments import (
+    noted,
+    require_factory,
+    require_task,
+    require_transformation,
+)
 from l2ljax.evaluate._curves import curves
-from l2ljax.evaluate._tune import Factory, Grid, Tuning, tune
+from l2ljax.evaluate._tune import Factory, Grid, Tuning, require_grid, tune
 from l2ljax.meta import final_loss
 
 if TYPE_CHECKING:
@@ -42,7 +48,8 @@ class Row(NamedTuple):
         final: final loss, the mean over problems.
         final_low: lower end of its interval.
         final_high: upper end of its interval.
-        mean: mean loss over the run (all losses after an update), mean over problems.
+        mean: mean loss over the run (all losses after an update), mean over problems; infinite
+            where a run diverged.
         ratio: the reference's final loss over this one's; below 1, the reference is better.
         ratio_low: lower end of its interval, by resampling problems for both together.
         ratio_high: upper end of its interval.
@@ -122,7 +129,11 @@ class Comparison:
         percent = f"{100 * self.confidence:g}%"
         header = ["", "final loss", f"{percent} interval", "mean loss", "tuned"]
         header += [f"{self.reference} / this", f"{percent} interval"]
-        table = [header, *([*_cells(row, self.reference)] for row in self.rows)]
+        table = [header]
+        for row in self.rows:
+            tuning = self.tunings.get(row.name)
+            hopeless = tuning is not None and not np.isfinite(tuning.score)
+            table.append(_cells(row, self.reference, hopeless))
         widths = [max(len(line[i]) for line in table) for i in range(len(header))]
         return "\n".join(
             "  ".join(
@@ -176,8 +187,10 @@ def compare(
         A `Comparison`; `print` shows its table.
 
     Raises:
-        ValueError: for no optimizers, an unknown reference, sizes below 1, a window larger than
-            `steps`, a confidence outside (0, 1), or a tuning of what is not `Tunable`.
+        ValueError: for no optimizers, one that is neither a transformation nor a `Tunable` with a
+            factory and a grid, an unknown reference, sizes below 1, a window larger than `steps`, a
+            confidence outside (0, 1), a tuning of what is not `Tunable`, or what is no task or no
+            key; all before the first run. An error of a run has a note whose it is.
 
     >>> import l2ljax as l2l
     >>> sgd = Tunable(l2l.classic.gradient_descent, [1e-3, 1e-2, 1e-1])
@@ -186,14 +199,19 @@ def compare(
     >>> result.rows[1].setting, result.curves["adam"].shape
     ({'learning_rate': 0.01}, (8, 31))
     """
+    require_task("task", task)
+    if tuning_task is not None:
+        require_task("tuning_task", tuning_task)
+    _checks.key("key", key)
     for name, value in [("steps", steps), ("problems", problems), ("window", window)]:
         _checks.count(name, value)
+    _checks.count("tuning_problems", tuning_problems)
+    if tuning_at_once is not None:
+        _checks.count("tuning_at_once", tuning_at_once)
     if window > steps:
         raise ValueError(f"window must be at most steps={steps}, got {window}")
-    if not optimizers:
-        raise ValueError("optimizers must have at least one entry, got none")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be a number between 0 and 1, got {confidence!r}")
+    _require_optimizers(optimizers)
+    _checks.probability("confidence", confidence)
     reference = next(iter(optimizers)) if reference is None else reference
     _checks.choice("reference", reference, optimizers)
     known = dict(tunings or {})
@@ -207,24 +225,24 @@ def compare(
     bar = tqdm(optimizers.items(), desc="comparing", unit="optimizer", disable=not progress)
     for name, optimizer in bar:
         bar.set_postfix_str(name)
-        if isinstance(optimizer, Tunable):
-            if name not in known:
-                known[name] = tune(
-                    optimizer.factory,
-                    tuning_task or task,
-                    optimizer.grid,
-                    key=tuning_key,
-                    steps=steps,
-                    problems=tuning_problems,
-                    window=window,
-                    at_once=tuning_at_once,
-                )
-            best = known[name].best
-            by_name = isinstance(optimizer.grid, Mapping)
-            tx = optimizer.factory(**best) if by_name else optimizer.factory(*best.values())
-        else:
-            tx = optimizer
-        runs[name] = np.asarray(curves(tx, task, key=key, steps=steps, problems=problems))
+        with noted(f"optimizers[{name!r}]"):
+            tx: Any = optimizer
+            if isinstance(optimizer, Tunable):
+                if name not in known:
+                    known[name] = tune(
+                        optimizer.factory,
+                        tuning_task or task,
+                        optimizer.grid,
+                        key=tuning_key,
+                        steps=steps,
+                        problems=tuning_problems,
+                        window=window,
+                        at_once=tuning_at_once,
+                    )
+                best = known[name].best
+                by_name = isinstance(optimizer.grid, Mapping)
+                tx = optimizer.factory(**best) if by_name else optimizer.factory(*best.values())
+            runs[name] = np.asarray(curves(tx, task, key=key, steps=steps, problems=problems))
 
     final = {
         name: np.asarray(final_loss(jnp.asarray(run), window), np.float64)
@@ -236,6 +254,22 @@ def compare(
         for name, run in runs.items()
     )
     return Comparison(rows, runs, known, reference, confidence)
+
+
+def _require_optimizers(optimizers: Mapping[str, optax.GradientTransformation | Tunable]) -> None:
+    """Refuses a bad entry by its name, before one of the others has run."""
+    if not isinstance(optimizers, Mapping):
+        raise ValueError(f"optimizers must be a mapping from names, got {type(optimizers)}")
+    if not optimizers:
+        raise ValueError("optimizers must have at least one entry, got none")
+    for name, optimizer in optimizers.items():
+        label = f"optimizers[{name!r}]"
+        if isinstance(optimizer, Tunable):
+            with noted(label):
+                require_factory("factory", optimizer.factory)
+                require_grid(optimizer.grid)
+        else:
+            require_transformation(label, optimizer, " or a Tunable")
 
 
 def _row(
@@ -255,7 +289,7 @@ def _row(
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = reference.mean() / final.mean()
         ratios = reference[samples].mean(axis=1) / resampled
-        mean = run[:, 1:].mean(dtype=np.float64)
+        mean = np.where(np.isfinite(run), run, np.inf)[:, 1:].mean(dtype=np.float64)
     # `inverted_cdf` picks a sample: interpolation between infinite ones would make NaN.
     low, high = np.quantile(resampled, ends, method="inverted_cdf")
     ratio_low, ratio_high = np.quantile(ratios, ends, method="inverted_cdf")
@@ -274,14 +308,16 @@ def _row(
     )
 
 
-def _cells(row: Row, reference: str) -> list[str]:
+def _cells(row: Row, reference: str, hopeless: bool) -> list[str]:
+    """A line of the table; `hopeless`: no setting was better than another, since all diverged."""
     tuned = "" if row.setting is None else " ".join(f"{v:.3g}" for v in row.setting.values())
+    tuned += " (edge)" if row.on_edge else ""
     cells = [
         row.name,
         f"{row.final:.4g}" + (f" ({row.diverged} diverged)" if row.diverged else ""),
         f"[{row.final_low:.4g}, {row.final_high:.4g}]",
         f"{row.mean:.4g}",
-        tuned + (" (edge)" if row.on_edge else ""),
+        "all diverged" if hopeless else tuned,
     ]
     if row.name == reference:
         return [*cells, "", ""]

@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from l2ljax import _checks
 from l2ljax.core import Key, Task, as_pytree
+from l2ljax.evaluate._arguments import require_task, require_transformation
 from l2ljax.meta import unroll_batch
 
 
@@ -30,13 +31,16 @@ def curves(
         The objective at θ₀ … θ_T, one run a row; not finite where a run diverged.
 
     Raises:
-        ValueError: for sizes below 1.
+        ValueError: for sizes below 1, and for what is no transformation, no task or no key.
 
     >>> import jax, l2ljax as l2l
     >>> losses = curves(optax.sgd(0.01), l2l.tasks.quadratic(), key=jax.random.key(0), steps=9)
     >>> losses.shape, bool(losses[:, -1].mean() < losses[:, 0].mean())
     ((64, 10), True)
     """
+    require_transformation("tx", tx)
+    require_task("task", task)
+    _checks.key("key", key)
     _checks.count("steps", steps)
     _checks.count("problems", problems)
     return unroll_batch(as_pytree(tx), task, key, horizon=steps, problems=problems)

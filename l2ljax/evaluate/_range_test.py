@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from l2ljax import _checks
 from l2ljax.core import Key, Task, as_partial, as_pytree
+from l2ljax.evaluate._arguments import require_factory, require_task, require_transformation
 from l2ljax.meta import unroll_batch
 
 _SPACINGS: dict[str, Callable[..., np.ndarray]] = {"linear": np.linspace, "log": np.geomspace}
@@ -88,8 +89,8 @@ def range_test(
         A `RangeTest`. A good cycle is `classic.triangular(base, maximum, ...)`.
 
     Raises:
-        ValueError: rates that are not positive or not ascending, sizes that are too small, or an
-            unknown spacing.
+        ValueError: rates that are not positive numbers or not ascending, sizes that are too small,
+            an unknown spacing, or what is no factory, no task or no key.
 
     Reference:
         Smith, *Cyclical learning rates for training neural networks*, 2017, section 3.3, which
@@ -103,8 +104,12 @@ def range_test(
     >>> print(f"{found.base:.3f} {found.maximum:.3f}")
     0.000 0.099
     """
-    _checks.positive("lowest", lowest)
-    _checks.positive("highest", highest)
+    require_factory("factory", factory)
+    require_task("task", task)
+    _checks.key("key", key)
+    for name, rate in [("lowest", lowest), ("highest", highest)]:
+        _checks.positive(name, rate)
+        _checks.number(name, rate)
     if highest <= lowest:
         raise ValueError(f"highest must be more than lowest={lowest}, got {highest}")
     _checks.count("steps", steps, least=2)
@@ -128,8 +133,9 @@ def _sweep(
     rates: Float[Array, " steps"],
     problems: int,
 ) -> Float[Array, "{problems} steps"]:
-    tx = as_pytree(make(lambda count: rates[count]))
-    return unroll_batch(tx, task, key, horizon=len(rates), problems=problems)[:, 1:]
+    tx = make(lambda count: rates[count])
+    require_transformation("what factory makes", tx)
+    return unroll_batch(as_pytree(tx), task, key, horizon=len(rates), problems=problems)[:, 1:]
 
 
 def _smooth(level: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from l2ljax import _checks
 from l2ljax.core import Key, Task, as_partial, as_pytree
+from l2ljax.evaluate._arguments import require_factory, require_task, require_transformation
 from l2ljax.meta import final_loss, unroll_batch
 
 Factory = Callable[..., optax.GradientTransformation]
@@ -25,7 +26,7 @@ class Tuning:
     """The scores of a grid.
 
     Attributes:
-        best: the setting with the lowest score, by argument name.
+        best: the setting with the lowest score, by argument name; one that diverged if all did.
         score: its score, the mean final loss; infinite if every setting diverged.
         points: for each argument the value at every point of the grid, f64[points].
         scores: the score of every point, f64[points]; infinite where a run diverged.
@@ -76,7 +77,8 @@ def tune(
 
     Raises:
         ValueError: for an empty grid, a learning rate that is not positive, a value that is not
-            finite, a size below 1 or a window larger than `steps`.
+            finite, a size below 1, a window larger than `steps`, or what is no factory, no task or
+            no key.
 
     >>> import l2ljax as l2l
     >>> rates = [1e-4, 1e-3, 1e-2, 1e-1]
@@ -85,6 +87,9 @@ def tune(
     >>> tuning.best
     {'learning_rate': 0.01}
     """
+    require_factory("factory", factory)
+    require_task("task", task)
+    _checks.key("key", key)
     for name, value in [("steps", steps), ("problems", problems), ("window", window)]:
         _checks.count(name, value)
     _checks.count("widen", widen, least=0)
@@ -92,7 +97,7 @@ def tune(
         _checks.count("at_once", at_once)
     if window > steps:
         raise ValueError(f"window must be at most steps={steps}, got {window}")
-    values = _validate(grid)
+    values = require_grid(grid)
     make = as_partial(factory if isinstance(grid, Mapping) else _ByRate(factory))
 
     points: dict[str, list[float]] = {name: [] for name in values}
@@ -140,14 +145,18 @@ class _ByRate:
         return self.factory(learning_rate)
 
 
-def _validate(grid: Grid) -> dict[str, list[float]]:
+def require_grid(grid: Grid) -> dict[str, list[float]]:
+    """The values of each argument; refuses what are no numbers that make sense."""
     columns = grid if isinstance(grid, Mapping) else {RATE: grid}
     if not columns:
         raise ValueError("grid must have at least one argument, got none")
     values: dict[str, list[float]] = {}
     for name, column in columns.items():
-        array = np.asarray(column, np.float64)
         label = "grid" if column is grid else f"grid[{name!r}]"
+        try:
+            array = np.asarray(column, np.float64)
+        except (TypeError, ValueError):
+            array = np.zeros(0)
         if array.ndim != 1 or not array.size:
             raise ValueError(f"{label} must be a sequence of numbers, got {column!r}")
         if name == RATE:
@@ -189,8 +198,9 @@ def _score_all(
     at_once: int | None,
 ) -> Float[Array, " points"]:
     def score(point: dict[str, Array]) -> Float[Array, ""]:
-        tx = as_pytree(make(**point))
-        losses = unroll_batch(tx, task, key, horizon=steps, problems=problems)
+        tx = make(**point)
+        require_transformation("what factory makes", tx)
+        losses = unroll_batch(as_pytree(tx), task, key, horizon=steps, problems=problems)
         return final_loss(losses, window).mean()
 
     if at_once is None:

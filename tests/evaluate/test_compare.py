@@ -12,6 +12,8 @@ import scipy.stats
 from l2ljax import classic
 from l2ljax.core import Task
 from l2ljax.evaluate import Tunable, compare, curves, tune
+from l2ljax.learned import lstm
+from l2ljax.tasks import Family
 
 KEY = jax.random.key(0)
 
@@ -238,6 +240,14 @@ def test_a_rate_on_the_edge_is_said_in_the_table():
     assert "(edge)" in str(found)
 
 
+def test_settings_that_all_diverged_are_no_result():
+    tunable = Tunable(classic.gradient_descent, [1e37, 1e38])
+    found = compare({"good": optax.sgd(0.1), "a": tunable}, BOWLS, **SETTINGS)
+    assert found.rows[1].diverged == 16 and found.rows[1].mean == np.inf
+    assert "all diverged" in str(found).splitlines()[2]
+    assert "edge" not in str(found)
+
+
 def test_the_table_becomes_a_frame(result):
     pytest.importorskip("pandas")
     frame = result.to_frame()
@@ -273,10 +283,49 @@ def test_a_bar_counts_optimizers(capsys):
         ({"window": 5}, "window must be at most steps=4, got 5"),
         ({"confidence": 1.0}, "confidence must be a number between 0 and 1, got 1.0"),
         ({"confidence": float("nan")}, "confidence must be a number between 0 and 1, got nan"),
-        ({"tuning_problems": 0}, "problems must be a whole number of at least 1, got 0"),
+        ({"confidence": "x"}, "confidence must be a number between 0 and 1, got 'x'"),
+        ({"key": 0}, "key must be a PRNG key such as .*, got 0"),
+        ({"task": "quadratic"}, r"task must be a core.Task, got 'quadratic'; `tasks.load\(name\)`"),
+        ({"tuning_task": Family(BOWLS, BOWLS)}, r"tuning_task must .*; its `.evaluation` is one"),
+        ({"optimizers": [optax.sgd(0.1)]}, "optimizers must be a mapping from names, got .*list"),
+        ({"tuning_at_once": 0}, "tuning_at_once must be a whole number of at least 1, got 0"),
+        ({"tuning_problems": 0}, "tuning_problems must be a whole number of at least 1, got 0"),
     ],
 )
-def test_bad_arguments_are_named(settings, message):
+def test_bad_arguments_are_named(settings, message, unchecked):
     optimizers = {"adam": Tunable(optax.adam, [0.1])}
     with pytest.raises(ValueError, match=message):
         compare(**{"optimizers": optimizers, "task": BOWLS} | SETTINGS | settings)
+
+
+def never_run(params, problem, key):
+    raise AssertionError("an optimizer ran")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message", "note"),
+    [
+        (3, r"^optimizers\['b'\] must be an optax transformation or a Tunable, got 3$", None),
+        (optax.adam, r"or a Tunable, got <function adam.*; call it with a learning rate", None),
+        (lstm(), r"got a LearnedOptimizer; its `bind\(phi\)` is a transformation", None),
+        (Tunable(optax.sgd, ["a"]), r"grid must be a sequence of numbers, got \['a'\]", True),
+        (Tunable(optax.sgd, [0.1, -1]), "grid must be a positive number", True),
+        (Tunable(optax.sgd(0.1), [0.1]), "^factory must be a function that makes an", True),
+    ],
+    ids=["number", "factory", "learned", "text", "negative", "made"],
+)
+def test_a_bad_entry_is_named_before_others_run(bad, message, note, unchecked):
+    task = Task(BOWLS.sample, BOWLS.init, never_run)
+    with pytest.raises(ValueError, match=message) as caught:
+        compare({"a": optax.sgd(0.1), "b": bad}, task, **SETTINGS)
+    assert getattr(caught.value, "__notes__", None) == (["in optimizers['b']"] if note else None)
+
+
+def test_an_error_of_a_run_says_of_which_optimizer():
+    def make(rate):
+        raise KeyError("broken")
+
+    for bad in (Tunable(make, [0.1]), optax.GradientTransformation(make, make)):
+        with pytest.raises(KeyError, match="broken") as caught:
+            compare({"a": optax.sgd(0.1), "b": bad}, BOWLS, **SETTINGS)
+        assert "in optimizers['b']" in caught.value.__notes__

@@ -173,11 +173,16 @@ def test_the_result_is_immutable():
         ({"lowest": 0.0}, "lowest must be a positive number, got 0.0"),
         ({"highest": np.inf}, "highest must be a positive number, got inf"),
         ({"lowest": 0.1, "highest": 0.1}, "highest must be more than lowest=0.1, got 0.1"),
+        ({"lowest": [0.1, 0.2]}, r"lowest must be one finite number, got \[0.1, 0.2\]"),
+        ({"key": None}, "key must be a PRNG key"),
+        ({"task": "quadratic"}, "task must be a core.Task"),
+        ({"factory": lambda rate: None}, "what factory makes must be an optax .*, got None"),
         ({"steps": 1}, "steps must be a whole number of at least 2, got 1"),
         ({"problems": 0}, "problems must be a whole number of at least 1, got 0"),
         ({"spacing": "lin"}, "spacing must be one of .* did you mean 'linear'"),
     ],
 )
-def test_bad_arguments_are_named(arguments, message):
+def test_bad_arguments_are_named(arguments, message, unchecked):
+    good = {"factory": optax.sgd, "task": BOWL, "key": KEY}
     with pytest.raises(ValueError, match=message):
-        range_test(optax.sgd, BOWL, key=KEY, **arguments)
+        range_test(**good | arguments)

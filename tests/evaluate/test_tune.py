@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from l2ljax import classic
-from l2ljax.core import Task
+from l2ljax.core import LearnedTask, Task
 from l2ljax.evaluate import baselines, curves, tune
 from l2ljax.meta import final_loss
 
@@ -131,6 +131,12 @@ def test_a_factory_may_call_its_rate_anything():
         ({"learning_rate": []}, {}, r"grid\['learning_rate'\] must be a sequence of numbers"),
         ({"learning_rate": [-0.1]}, {}, r"grid\['learning_rate'\] must be a positive number"),
         ({"learning_rate": [0.1], "decay": [np.nan]}, {}, r"grid\['decay'\] must be a finite"),
+        (["a"], {}, r"grid must be a sequence of numbers, got \['a'\]"),
+        ({"learning_rate": [[0.1], 1]}, {}, r"grid\['learning_rate'\] must be a sequence of"),
+        ([0.1], {"key": None}, "key must be a PRNG key such as .*, got None"),
+        ([0.1], {"task": "quadratic"}, "task must be a core.Task, got 'quadratic'"),
+        ([0.1], {"factory": optax.sgd(0.1)}, "factory must be a function that makes an optax tr"),
+        ([0.1], {"factory": lambda rate: rate}, "what factory makes must be an optax transform"),
         ([0.1], {"steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ([0.1], {"problems": 0}, "problems must be a whole number"),
         ([0.1], {"window": 0}, "window must be a whole number"),
@@ -139,7 +145,7 @@ def test_a_factory_may_call_its_rate_anything():
         ([0.1], {"widen": -1}, "widen must be a whole number of at least 0, got -1"),
     ],
 )
-def test_a_bad_grid_or_size_is_named(grid, settings, message):
+def test_a_bad_grid_or_size_is_named(grid, settings, message, unchecked):
     with pytest.raises(ValueError, match=message):
         search(grid, **settings)
 
@@ -156,6 +162,7 @@ def test_baselines_have_four_decades_of_rates_each():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"names": "Adam"}, r"names must be a sequence of names, got 'Adam'; try \['Adam'\]"),
         ({"names": ["Adm"]}, "names must be one of .* got 'Adm'; did you mean 'Adam'"),
         ({"decades": 0}, "decades must be a whole number"),
         ({"per_decade": 0}, "per_decade must be a whole number"),
@@ -170,3 +177,16 @@ def test_bad_arguments_of_baselines_are_named(arguments, message):
 def test_curves_of_no_size_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got 0"):
         curves(optax.sgd(0.1), BOWL, key=KEY, **{name: 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": LearnedTask(lambda key: 0, lambda psi: BOWL)}, r"; its `bind\(psi\)` is one"),
+        ({"tx": optax.adam}, "tx must be an optax transformation, got <function adam"),
+        ({"key": 0}, "key must be a PRNG key"),
+    ],
+)
+def test_curves_of_what_cannot_run_are_refused(change, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        curves(**{"tx": optax.sgd(0.1), "task": BOWL, "key": KEY} | change)

@@ -421,5 +421,5 @@ def test_what_is_no_key_and_no_number_is_refused_by_name(unchecked):
             axis([1, 2], 3)
         with pytest.raises(ValueError, match="^high must be a"):
             axis(1, "2")
-    with pytest.raises(ValueError, match="^confidence must be a finite number, got 'x'"):
+    with pytest.raises(ValueError, match="^confidence must be a number between 0 and 1, got 'x'"):
         SearchResult({}, np.ones(3), {}, 1.0).expected_best(confidence="x")
