@@ -1,5 +1,6 @@
 """The hyperparameters of a hand-designed method as meta-parameters."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,17 @@ Factory = Callable[..., optax.GradientTransformation]
 
 FRACTIONS = ("b1", "b2", "decay", "momentum", "rho")
 """Arguments that lie between zero and one."""
+
+
+def _is_method(name: str) -> bool:
+    """Whether a name of `classic` makes a transformation; others are states, schedules, tools."""
+    found = getattr(classic, name)
+    has_rate = inspect.isfunction(found) and "learning_rate" in inspect.signature(found).parameters
+    return has_rate or name.startswith("scale_by_")
+
+
+METHODS = tuple(filter(_is_method, classic.__all__))
+"""The methods that go by their names."""
 
 
 class HyperparametersState(NamedTuple):
@@ -63,9 +75,10 @@ def hyperparameters(
         no `like`.
 
     Raises:
-        ValueError: for no hyperparameter, a value that is not positive, or not inside (0, 1), a
-            horizon below 1, or an unknown name of a method; from `init` of the transformation, for
-            params of another structure than `like`.
+        ValueError: for no hyperparameter, a value that is not a positive number, or not inside
+            (0, 1), an argument that is no number, such as `bias_correction`, a horizon below 1, or
+            an unknown name of a method; from `init` of the transformation, for params of another
+            structure than `like`.
         TypeError: if `factory` does not take an argument of this name.
 
     Reference:
@@ -82,7 +95,7 @@ def hyperparameters(
     """
     name = factory if isinstance(factory, str) else None
     if name is not None:
-        _checks.choice("factory", name, classic.__all__)
+        _checks.choice("factory", name, METHODS)
         factory = getattr(classic, name)
     elif getattr(classic, getattr(factory, "__name__", ""), None) is factory:
         name = factory.__name__
@@ -93,6 +106,7 @@ def hyperparameters(
         _checks.count("horizon", horizon)
     if not callable(factory):
         raise ValueError(f"factory must be a function or the name of one, got {factory!r}")
+    _require_numeric(factory, values, own=name is None)
     first = factory(**values)
     if not isinstance(first, optax.GradientTransformation):
         raise ValueError(f"factory must make an optax transformation, got {first!r}")
@@ -112,10 +126,34 @@ def hyperparameters(
     )
 
 
+def _require_numeric(factory: Factory, values: Mapping[str, float], own: bool) -> None:
+    """Refuses arguments that choose something, which a learned number would do at random.
+
+    Their defaults tell: a truth, a name or a function; None, too, but for a number of a method of
+    `classic` that is left out by default, and in a user's own function.
+    """
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return
+    for argument in values:
+        # Without a default it may be anything, for example a rate.
+        default = parameters[argument].default if argument in parameters else 0.0
+        if default is inspect.Parameter.empty:
+            continue
+        left_out = default is None and not own and argument not in FRACTIONS
+        if left_out or isinstance(default, bool | str) or callable(default):
+            raise ValueError(
+                f"values must be of numeric hyperparameters, got {argument!r}, by default "
+                f"{default!r}; bind it before by functools.partial"
+            )
+
+
 def check_values(values: Mapping[str, float]) -> None:
-    """Requires positive values, below one where that is what they are."""
+    """Requires positive numbers, below one where that is what they are."""
     for argument, value in values.items():
         _checks.positive(argument, value)
+        _checks.number(argument, value)
         if argument in FRACTIONS and not value < 1:
             raise ValueError(f"{argument} must lie inside (0, 1), got {value!r}")
 

@@ -145,6 +145,41 @@ def test_it_is_saved_by_the_name_of_its_method(tmp_path):
     [
         (lambda: hyperparameters("adam"), ValueError, "values must name at least one"),
         (lambda: hyperparameters("adm", learning_rate=0.1), ValueError, "factory must be one of"),
+        (
+            lambda: hyperparameters("AdamState", count=1.0),
+            ValueError,
+            r"factory must be one of \['adadelta', [^A-Z]*\], got 'AdamState'",
+        ),
+        (
+            lambda: hyperparameters("adam", learning_rate=0.1, bias_correction=1),
+            ValueError,
+            "values must be of numeric hyperparameters, got 'bias_correction', by default True",
+        ),
+        (
+            lambda: hyperparameters("adamw", learning_rate=0.1, mask=1.0),
+            ValueError,
+            "got 'mask', by default None; bind it before by functools.partial",
+        ),
+        (
+            lambda: hyperparameters(optax.adam, learning_rate=0.1, nesterov=1.0),
+            ValueError,
+            "got 'nesterov', by default False",
+        ),
+        (
+            lambda: hyperparameters("newton", damping=0.1, solver=1.0),
+            ValueError,
+            "got 'solver', by default 'exact'",
+        ),
+        (
+            lambda: hyperparameters(classic.adam, learning_rate=[0.1, 0.2]),
+            ValueError,
+            r"learning_rate must be one finite number, got \[0.1, 0.2\]",
+        ),
+        (
+            lambda: hyperparameters(classic.adam, learning_rate=optax.constant_schedule(0.1)),
+            ValueError,
+            "learning_rate must be one finite number, got <function",
+        ),
         (lambda: hyperparameters("adam", learning_rate=0.0), ValueError, "learning_rate must be a"),
         (lambda: hyperparameters("adam", b1=1.0), ValueError, r"b1 must lie inside \(0, 1\)"),
         (lambda: hyperparameters("adam", rate=0.1), TypeError, "rate"),
@@ -159,11 +194,25 @@ def test_it_is_saved_by_the_name_of_its_method(tmp_path):
             "factory must make an optax transformation, got None",
         ),
     ],
-    ids=["none", "method", "rate", "decay", "name", "horizon", "function"],
+    ids=[
+        *("none", "method", "state", "switch", "mask", "optax", "solver", "array", "schedule"),
+        *("rate", "decay", "name", "horizon", "function"),
+    ],
 )
-def test_what_cannot_be_learned_is_refused(make, error, message):
+def test_what_cannot_be_learned_is_refused(make, error, message, unchecked):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_number_that_is_left_out_by_default_can_be_learned():
+    values = {"learning_rate": 0.01, "momentum": 0.5}
+    opt = hyperparameters("rmsprop", **values)
+    assert_same_path(run(opt.bind(opt.init(KEY))), run(classic.rmsprop(**values)))
+
+    def make(rate=None):
+        return optax.sgd(rate)
+
+    assert hyperparameters(make, rate=0.1).init(KEY).keys() == {"rate"}
 
 
 def test_params_of_another_structure_are_refused():
