@@ -84,8 +84,9 @@ def mlp(
     Metz et al. (2019), as the authors' later code has it.
 
     Params may be any tree of floating-point leaves (scalars, empty leaves and mixed dtypes too);
-    updates have the dtypes of the gradients. A gradient of 1e19 or more overflows its square in
-    single precision: chain a clipping before, where that may happen.
+    updates have the dtypes of the gradients. Finite gradients are cut at 2⁶³, about 9e18, in single
+    precision, so that their squares are finite; a feature whose squares overflow in their sum over
+    a leaf is zero there.
 
     Args:
         hidden: units of each hidden layer; `()` makes (d, s) an affine function of the inputs.
@@ -123,9 +124,8 @@ def mlp(
     [4.4 4.3]
     [4.6 4.6]
     """
-    hidden, decays = tuple(hidden), tuple(decays)
-    for units in hidden:
-        _checks.count("hidden", units)
+    hidden = _checks.counts("hidden", hidden)
+    decays = _checks.sequence("decays", decays, "numbers in [0, 1)")
     for decay in decays:
         _checks.fraction("decays", decay)
     if second_moment_decay is not None:
@@ -134,7 +134,7 @@ def mlp(
     _checks.positive("output_scale", output_scale)
     _checks.non_negative("exp_scale", exp_scale)
     _checks.choice("layout", layout, _coordinates.LAYOUTS)
-    hidden, decays = tuple(map(int, hidden)), tuple(map(float, decays))
+    decays = tuple(map(float, decays))
     features = 2 + len(decays) + (0 if second_moment_decay is None else 2 + len(decays))
     return LearnedOptimizer(
         init=closure(
@@ -242,6 +242,9 @@ def _step(
     The bias of the first layer holds what time adds; `leaves` are those of a flat batch.
     """
     dtype = gradient.dtype
+    # What is infinite stays so, and shows.
+    limit = 2.0 ** (jnp.finfo(dtype).maxexp // 2 - 1)
+    gradient = jnp.where(jnp.isinf(gradient), gradient, jnp.clip(gradient, -limit, limit))
     beta = jnp.asarray(decays, dtype).reshape(-1, *[1] * gradient.ndim)
     momenta = beta * memory.momenta + (1 - beta) * gradient
     features = [gradient[None], position[None], momenta]

@@ -63,7 +63,8 @@ def reversible_momentum(
 
     Raises:
         ValueError: for a horizon below 1, a rate that is not positive, a decay outside (0, 1); from
-            `init` of the transformation, for params of another structure than `like`.
+            `init` of the transformation, for params of another structure than `like` or with
+            leaves that are not floating-point.
 
     Reference:
         Maclaurin, Duvenaud and Adams (2015), 'Gradient-based hyperparameter optimization through
@@ -125,6 +126,7 @@ def _bind(phi: Phi, *, structure: Any) -> CoordinatewiseTransformation:
 
 
 def _init(phi: Phi, params: Params, *, structure: Any) -> ReversibleMomentumState:
+    _checks.inexact_leaves("params", params)
     count = jnp.zeros((), jnp.int32)
     _coefficients(phi, params, count, structure=structure)
     return ReversibleMomentumState(count, jax.tree.map(jnp.zeros_like, params))

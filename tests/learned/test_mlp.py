@@ -164,6 +164,21 @@ def test_the_scale_of_the_loss_hardly_matters():
         np.testing.assert_allclose(scaled[name], updates[name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["flat", "leaves"])
+@pytest.mark.parametrize("settings", [{}, ANCESTOR], ids=["default", "ancestor"])
+def test_gradients_whose_squares_overflow_have_finite_updates(settings, layout):
+    tx = learned.mlp(**settings, layout=layout).bind(weights(**settings))
+    params, largest = tree(1), np.finfo(np.float32).max
+    gradients = jax.tree.map(lambda g: g.at[1].multiply(1e20), tree(2, 3))
+    gradients["weight"] = gradients["weight"].at[1, 0, 0].set(-largest)
+    updates, state = run(tx, params, gradients)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((updates, state)))
+    gradients["weight"] = gradients["weight"].at[2, 0, 0].set(jnp.inf)
+    updates, _ = run(tx, params, gradients)
+    assert not np.isfinite(updates["weight"][2]).all()
+    assert np.isfinite(updates["scale"]).all()
+
+
 def test_means_over_long_leaves_are_exact_to_single_precision():
     rng = np.random.default_rng(0)
     leaves = [rng.uniform(size=size).astype(np.float32) for size in (200_000, 0, 1024, 1, 1500)]
@@ -230,6 +245,8 @@ def test_the_network_runs_once_whatever_the_number_of_leaves():
     ("arguments", "message"),
     [
         ({"hidden": (4, 0)}, "hidden.*at least 1, got 0"),
+        ({"hidden": 3}, "hidden must be a sequence of whole numbers, got 3"),
+        ({"decays": 0.9}, r"decays must be a sequence of numbers in \[0, 1\), got 0.9"),
         ({"decays": (0.9, 1.0)}, r"decays.*\[0, 1\), got 1.0"),
         ({"decays": (-0.1,)}, r"decays.*\[0, 1\), got -0.1"),
         ({"second_moment_decay": 1.5}, r"second_moment_decay.*\[0, 1\), got 1.5"),
@@ -237,7 +254,7 @@ def test_the_network_runs_once_whatever_the_number_of_leaves():
         ({"exp_scale": -1.0}, "exp_scale.*non-negative.*-1.0"),
     ],
 )
-def test_a_bad_argument_is_refused_by_name(arguments, message):
+def test_a_bad_argument_is_refused_by_name(arguments, message, unchecked):
     with pytest.raises(ValueError, match=message):
         learned.mlp(**arguments)
 
