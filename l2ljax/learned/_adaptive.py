@@ -68,7 +68,7 @@ class Design:
     """A network and its inputs.
 
     Attributes:
-        hidden: units of each LSTM layer.
+        hidden: units of each LSTM layer, as `_checks.counts` gives them.
         encoder: units of a dense layer with ELU before the LSTM; 0: none.
         decays: of the running means of the gradient.
         decay_square: of the running mean of its square.
@@ -98,8 +98,6 @@ class Design:
     def __post_init__(self) -> None:
         if not self.hidden:
             raise ValueError("hidden must have at least one layer, got ()")
-        for units in self.hidden:
-            _checks.count("hidden", units)
         if not self.decays:
             raise ValueError("b1 must have at least one decay, got ()")
         for decay in self.decays:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from jax.typing import DTypeLike
 
+from l2ljax import _checks
 from l2ljax.core import LearnedOptimizer
 from l2ljax.learned import _coordinates
 from l2ljax.learned._adaptive import Design
@@ -69,10 +70,12 @@ def adaptive_lstm(
     >>> updates["w"].shape, state.means.shape, bool(abs(updates["w"]).max() < 0.1)
     ((3, 2), (2, 8), True)
     """
+    hidden = _checks.counts("hidden", hidden)
     stored = _coordinates.state_dtype_name(state_dtype)
-    decays = (b1,) if isinstance(b1, int | float) else tuple(b1)
+    numbers = "numbers in [0, 1)"
+    decays = (b1,) if isinstance(b1, int | float) else _checks.sequence("b1", b1, numbers)
     design = Design(
-        hidden=tuple(hidden),
+        hidden=hidden,
         encoder=0,
         decays=decays,
         decay_square=b2,
@@ -87,7 +90,7 @@ def adaptive_lstm(
     )
     return design.optimizer(
         "adaptive_lstm",
-        hidden=list(map(int, hidden)),
+        hidden=list(hidden),
         output_scale=float(output_scale),
         b1=list(map(float, decays)),
         b2=float(b2),

@@ -68,7 +68,8 @@ def partition(
         they are, not cut to its part.
 
     Raises:
-        ValueError: for no optimizers, or a label without optimizer; from `init` and `update`, for a
+        ValueError: for no optimizers, one that is no learned optimizer, or a label without
+            optimizer; from `init` and `update`, for a
             leaf without label or with one that has no optimizer, and for two leaves with one path.
 
     Reference:
@@ -87,6 +88,12 @@ def partition(
     if not optimizers:
         raise ValueError("optimizers must have at least one optimizer, got none")
     members = dict(optimizers)
+    for name, opt in members.items():
+        if not isinstance(opt, LearnedOptimizer):
+            raise ValueError(
+                f"optimizers[{name!r}] must be a learned optimizer, got {opt!r}; learned.fixed(tx) "
+                "makes one of a transformation"
+            )
     rule = _rule(labels, members)
     spec = None
     if all(opt.spec is not None for opt in members.values()):

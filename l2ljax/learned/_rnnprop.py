@@ -63,9 +63,10 @@ def rnnprop(
     True
     """
     _checks.count("encoder", encoder, least=0)
+    hidden = _checks.counts("hidden", hidden)
     stored = _coordinates.state_dtype_name(state_dtype)
     design = Design(
-        hidden=tuple(hidden),
+        hidden=hidden,
         encoder=int(encoder),
         decays=(b1,),
         decay_square=b2,
@@ -79,7 +80,7 @@ def rnnprop(
     )
     return design.optimizer(
         "rnnprop",
-        hidden=list(map(int, hidden)),
+        hidden=list(hidden),
         output_scale=float(output_scale),
         encoder=int(encoder),
         b1=float(b1),

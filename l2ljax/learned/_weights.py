@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from l2ljax import _checks, checkpoint
@@ -56,9 +57,9 @@ def save(path: Path, opt: LearnedOptimizer, phi: Phi, card: Mapping[str, Any]) -
             is added under `optimizer`.
 
     Raises:
-        ValueError: for an optimizer that cannot be rebuilt from JSON values (a function among its
-            arguments, or no `spec`), a card that is not JSON, or weights that are not finite or
-            not those of the optimizer.
+        ValueError: for what is no learned optimizer, one that cannot be rebuilt from JSON values (a
+            function among its arguments, or no `spec`), a card that is not JSON, or weights that
+            are not finite or not those of the optimizer.
         FileExistsError: if the folder has weights already.
         OSError: if the folder cannot be written.
 
@@ -71,9 +72,15 @@ def save(path: Path, opt: LearnedOptimizer, phi: Phi, card: Mapping[str, Any]) -
     >>> again.spec == opt.spec, card["optimizer"]["arguments"]["hidden"], card["task"]
     (True, [4], 'none')
     """
+    if not isinstance(opt, LearnedOptimizer):
+        raise ValueError(f"opt must be a learned optimizer, got {opt!r}")
+    if not isinstance(card, Mapping):
+        raise ValueError(f"card must be a mapping of plain JSON values, got {card!r}")
     if opt.spec is None:
         raise ValueError("opt must have a spec to be saved; only optimizers of l2ljax.learned have")
     _require_plain(opt.spec["arguments"])
+    if not all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(phi)):
+        raise ValueError(f"phi must be a tree of arrays, such as opt.init draws, got {phi!r}")
     if not all(bool(jax.numpy.isfinite(leaf).all()) for leaf in jax.tree.leaves(phi)):
         raise ValueError("phi must be finite to be saved, got values that are not")
     checkpoint.require_same(
@@ -119,7 +126,8 @@ def restore(name_or_path: Path, **settings: Any) -> tuple[LearnedOptimizer, Phi,
     Raises:
         FileNotFoundError: if there are no weights.
         ValueError: if the files are damaged, the weights do not fit the architecture that the card
-            and `settings` name, or the optimizer does not take `settings`.
+            and `settings` name, the optimizer does not take `settings`, or `name_or_path` is
+            neither a name nor a path.
     """
     folder = _folder(name_or_path)
     card = checkpoint.read_card(folder)
@@ -131,6 +139,10 @@ def restore(name_or_path: Path, **settings: Any) -> tuple[LearnedOptimizer, Phi,
 def load(name_or_path: Path, **settings: Any) -> optax.GradientTransformation:
     """A trained optimizer, ready to use.
 
+    `flax.nnx.Optimizer` keeps its `tx` as a static attribute, which must hold no arrays; this one
+    holds its weights. Inside a chain they are hidden from it:
+    `nnx.Optimizer(model, optax.chain(load("lstm-mnist")), wrt=nnx.Param)`.
+
     Args:
         name_or_path: the name of weights that come with the package, or a folder that `save` wrote;
             as in `restore`.
@@ -141,8 +153,8 @@ def load(name_or_path: Path, **settings: Any) -> optax.GradientTransformation:
 
     Raises:
         FileNotFoundError: if there are no weights.
-        ValueError: if they are damaged or of another architecture, or the optimizer does not take
-            `settings`.
+        ValueError: if they are damaged or of another architecture, the optimizer does not take
+            `settings`, or `name_or_path` is neither a name nor a path.
     """
     opt, phi, _ = restore(name_or_path, **settings)
     return opt.bind(phi)
@@ -154,6 +166,10 @@ def _shipped_cards() -> list[pathlib.Path]:
 
 def _folder(name_or_path: Path) -> pathlib.Path:
     """The folder of a name or path."""
+    if not isinstance(name_or_path, str | os.PathLike) or name_or_path == "":
+        raise ValueError(
+            f"name_or_path must be a folder or one of {[*shipped()]}, got {name_or_path!r}"
+        )
     path = pathlib.Path(name_or_path)
     if not isinstance(name_or_path, str) or path.name != name_or_path:
         return path

@@ -133,9 +133,13 @@ def test_is_coordinatewise_and_saved_with_its_architecture(factory, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded, phi)
 
 
-def test_refuses_what_it_cannot_be():
+def test_refuses_what_it_cannot_be(unchecked):
     for factory, arguments, message in [
         (learned.adaptive_lstm, {"hidden": ()}, "hidden must have at least one layer"),
+        (learned.adaptive_lstm, {"hidden": 20}, "hidden must be a sequence of whole numbers"),
+        (learned.rnnprop, {"hidden": 20}, "hidden must be a sequence of whole numbers, got 20"),
+        (learned.rnnprop, {"hidden": (20, 0)}, "hidden must be a whole number of at least 1, got"),
+        (learned.adaptive_lstm, {"b1": None}, r"b1 must be a sequence of numbers in \[0, 1\)"),
         (learned.adaptive_lstm, {"b1": ()}, "b1 must have at least one decay"),
         (learned.adaptive_lstm, {"b1": (0.5, 1.0)}, r"b1 must be a number in \[0, 1\), got 1.0"),
         (learned.adaptive_lstm, {"p": 90.0}, "p must be below 87"),

@@ -259,6 +259,12 @@ def test_two_leaves_of_one_path_and_a_partition_of_nothing_are_refused():
 # On disk.
 
 
+def test_a_member_that_is_no_learned_optimizer_is_named(unchecked):
+    message = r"^optimizers\['a'\] must be a learned optimizer, got Grad.*; learned.fixed\(tx\)"
+    with pytest.raises(ValueError, match=message):
+        learned.partition({"a": optax.adam(0.1)}, {"*": "a"})
+
+
 def test_a_partition_by_patterns_is_saved_and_restored(tmp_path):
     opt = learned.partition(members(), PATTERNS)
     learned.save(tmp_path, opt, phi(), {"task": "none"})

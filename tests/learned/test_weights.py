@@ -116,6 +116,55 @@ def test_a_card_that_is_no_json_cannot_be_saved(tmp_path):
     assert files(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"card": None}, "^card must be a mapping of plain JSON values, got None"),
+        ({"opt": optax.adam(0.1)}, "^opt must be a learned optimizer, got GradientTransf"),
+        ({"phi": 3}, "^phi must be a tree of arrays, such as opt.init draws, got 3"),
+    ],
+    ids=["card", "opt", "phi"],
+)
+def test_what_is_no_optimizer_no_weights_and_no_card_is_named(tmp_path, change, message, unchecked):
+    opt, phi = trained()
+    with pytest.raises(ValueError, match=message):
+        learned.save(**{"path": tmp_path / "new", "opt": opt, "phi": phi, "card": CARD} | change)
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["", None, 3])
+def test_what_is_neither_a_name_nor_a_path_is_refused(name, unchecked):
+    message = rf"^name_or_path must be a folder or one of \[.*'lstm-mnist'.*\], got {name!r}"
+    with pytest.raises(ValueError, match=message):
+        learned.load(name)
+
+
+def test_in_a_chain_it_works_in_nnx_too(saved):
+    from flax import nnx
+
+    tx = learned.load(saved)
+    model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, optax.chain(tx), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer):
+        gradients = nnx.grad(lambda model: jnp.sum(model(jnp.ones((1, 3))) ** 2))(model)
+        optimizer.update(model, gradients)
+        return gradients
+
+    def arrays(tree):
+        return [jnp.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(tree, nnx.Param))]
+
+    params = arrays(model)
+    assert [leaf.shape for leaf in params] == [(2,), (3, 2)]
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(arrays(step(model, optimizer)), state, params)
+        params = optax.apply_updates(params, updates)
+    for found, expected in zip(arrays(model), params, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", ["weights.safetensors", "card.json"])
 def test_weights_are_never_overwritten(tmp_path, name):
     (tmp_path / name).write_text("mine")
