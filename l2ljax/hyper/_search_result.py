@@ -47,7 +47,17 @@ class SearchResult:
     def of(
         cls, space: Space, numbers: dict[str, np.ndarray], values: Float[np.ndarray, " trials"]
     ) -> "SearchResult":
-        """The result of trials whose settings are given as numbers."""
+        """The result of trials whose settings are given as numbers.
+
+        Args:
+            space: the axes by name.
+            numbers: for each the numbers of all trials, f64[trials], or i64[trials] of whole
+                numbers and of options by their place.
+            values: the objective of every trial, f64[trials].
+
+        Returns:
+            A result whose columns hold settings as a user sees them.
+        """
         trials = {name: axis.values(numbers[name]) for name, axis in space.items()}
         scores = np.where(np.isfinite(values), values, np.inf)
         if not np.isfinite(scores).any():
