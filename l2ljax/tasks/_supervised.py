@@ -49,18 +49,24 @@ def cross_entropy(
     return jnp.where((labels >= 0) & (labels < classes), values, jnp.nan)
 
 
+def _require_arrays(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, jax.Array | np.ndarray):
+            raise ValueError(f"{name} must be an array, got {type(value)}")
+
+
 def _require_classes(logits: Any, labels: Any) -> None:
-    shape, dtype = jnp.shape(logits), jnp.result_type(logits)
-    if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.floating):
+    _require_arrays(logits=logits, labels=labels)
+    shape = logits.shape
+    if len(shape) != 2 or not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(
             "logits must be floating-point numbers of the shape (n, classes), "
-            f"got {dtype} of the shape {shape}"
+            f"got {logits.dtype} of the shape {shape}"
         )
-    whole = jnp.issubdtype(jnp.result_type(labels), jnp.integer)
-    if jnp.shape(labels) != shape[:1] or not whole:
+    if labels.shape != shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"labels must be integers of the shape {shape[:1]}, one class number for each row of "
-            f"the logits {shape}, got {jnp.result_type(labels)} of the shape {jnp.shape(labels)}; "
+            f"the logits {shape}, got {labels.dtype} of the shape {labels.shape}; "
             "of one-hot labels take argmax(axis=1)"
         )
 
@@ -83,10 +89,11 @@ def squared_error(
     >>> print(squared_error(jnp.array([[3.0, 4.0], [1.0, 1.0]]), jnp.ones((2, 2))))
     [13.  0.]
     """
-    if jnp.shape(outputs) != jnp.shape(labels):
+    _require_arrays(outputs=outputs, labels=labels)
+    if outputs.shape != labels.shape:
         raise ValueError(
             "outputs and labels must have the same shape, "
-            f"got outputs {jnp.shape(outputs)} and labels {jnp.shape(labels)}"
+            f"got outputs {outputs.shape} and labels {labels.shape}"
         )
     distances = (outputs - labels.astype(outputs.dtype)) ** 2
     return jnp.sum(distances, axis=tuple(range(1, outputs.ndim)))

@@ -223,6 +223,9 @@ def test_what_is_no_data_set_and_no_function_is_refused_by_its_name(unchecked):
             mlp_classifier(dataset)
     with pytest.raises(ValueError, match="loss must be a function or one of .*, got None"):
         supervised(model.init, model.apply, None, data)
+    for loss, name in [("cross_entropy", "logits"), ("squared_error", "outputs")]:
+        with pytest.raises(ValueError, match=f"{name} must be an array, got <class 'tuple'>"):
+            supervised(model.init, lambda p, x: (model.apply(p, x), 1), loss, data)
     with pytest.raises(ValueError, match="apply must be a function, got 3"):
         supervised(model.init, 3, "cross_entropy", data)
     with pytest.raises(ValueError, match="hidden must be a sequence of whole numbers, got 20"):
