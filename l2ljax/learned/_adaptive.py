@@ -1,6 +1,7 @@
 """What LSTM optimizers share whose inputs are Adam's averages: the averages, and the update."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,6 @@ from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks
 from l2ljax.core import (
-    CoordinatewiseTransformation,
     Key,
     LearnedOptimizer,
     Params,
@@ -20,6 +20,7 @@ from l2ljax.core import (
 )
 from l2ljax.learned import _coordinates
 from l2ljax.learned._preprocess import log_sign, require_p
+from l2ljax.learned._sequences import kind_of
 from l2ljax.learned._tiles import tiled
 from l2ljax.networks import (
     coordinate_dense_apply,
@@ -27,6 +28,7 @@ from l2ljax.networks import (
     lstm_apply,
     lstm_carry,
     lstm_init,
+    lstm_sequence,
 )
 
 
@@ -137,7 +139,8 @@ def _draw(key: Key, *, design: Design) -> Phi:
 
 
 def _bind(phi: Phi, *, design: Design) -> optax.GradientTransformation:
-    return CoordinatewiseTransformation(
+    kind = kind_of(phi, design.fused, design.state_dtype)
+    return kind(
         init=closure(_init, phi, design=design), update=closure(_update, phi, design=design)
     )
 
@@ -166,18 +169,32 @@ def _update(
     params: Params | None = None,
     *,
     design: Design,
+    sequence: bool = False,
 ) -> tuple[Params, AdaptiveState]:
+    """One update, or those of a sequence of gradients, all known and on a leading axis."""
     del params
     _checks.floating_leaves("updates", updates)
     dtype = state.square.dtype
-    count = optax.safe_increment(state.count)
-    step = closure(_step, _coordinates.cast(phi, dtype), count.astype(dtype), design=design)
     memories = [AdaptiveMemory(state.means, state.square, state.layers), *state.large]
-    gradients = _coordinates.batches(updates, dtype, design.layout)
-    found = _coordinates.each(tiled(step), memories, gradients)
+    batches = functools.partial(_coordinates.batches, dtype=dtype, layout=design.layout)
+    unbatch = functools.partial(_coordinates.unbatch, layout=design.layout)
+    if sequence:
+        batches, unbatch = jax.vmap(batches), jax.vmap(unbatch)
+    gradients = batches(updates)
+    _coordinates.require_fit(memories, gradients, leading=int(sequence))
+    times = optax.safe_increment(state.count)
+    if sequence:
+        times += jnp.arange(len(gradients[0]), dtype=jnp.int32)
+    step = closure(
+        _steps if sequence else _step,
+        _coordinates.cast(phi, dtype),
+        times.astype(dtype),
+        design=design,
+    )
+    found = _coordinates.each(step if sequence else tiled(step), memories, gradients)
     (pool, *large), steps = zip(*found, strict=True)
-    new = AdaptiveState(count, pool.means, pool.square, pool.layers, tuple(large))
-    return _coordinates.unbatch(steps, updates, design.layout), new
+    new = AdaptiveState(times.reshape(-1)[-1], pool.means, pool.square, pool.layers, tuple(large))
+    return unbatch(list(steps), updates), new
 
 
 def _step(
@@ -189,27 +206,62 @@ def _step(
     design: Design,
 ) -> tuple[AdaptiveMemory, Float[Array, "*coordinates"]]:
     """The new memory and the updates of one batch of coordinates."""
-    dtype = gradient.dtype
-    decays = jnp.asarray(design.decays, dtype).reshape(-1, *[1] * gradient.ndim)
-    means = decays * memory.means + (1 - decays) * gradient
-    decay_square = jnp.asarray(design.decay_square, dtype)
-    square = decay_square * memory.square + (1 - decay_square) * gradient**2
-    inputs = _inputs(gradient, means / (1 - decays**t), square / (1 - decay_square**t), design)
-    network = phi
-    if design.encoder:
-        inputs = jax.nn.elu(coordinate_dense_apply(phi["encoder"], inputs))
-        network = phi["lstm"]
+    averages, inputs = _average((memory.means, memory.square), (t, gradient), design=design)
+    network, inputs = _encoded(phi, inputs, design)
     layers, output = lstm_apply(
         network,
-        _coordinates.cast(memory.layers, dtype),
+        _coordinates.cast(memory.layers, gradient.dtype),
         inputs,
         hidden=design.hidden,
         fused=design.fused,
     )
     layers = _coordinates.cast(layers, memory.layers[0][0].dtype)
-    if design.bounded:
-        output = jnp.tanh(output)
-    return AdaptiveMemory(means, square, layers), design.output_scale * output
+    return AdaptiveMemory(*averages, layers), _scaled(output, design)
+
+
+def _steps(
+    phi: Phi,
+    times: Float[Array, " steps"],
+    memory: AdaptiveMemory,
+    gradients: Float[Array, "steps *coordinates"],
+    *,
+    design: Design,
+) -> tuple[AdaptiveMemory, Float[Array, "steps *coordinates"]]:
+    """The memory after many steps and the updates of each."""
+    averages, inputs = jax.lax.scan(
+        functools.partial(_average, design=design),
+        (memory.means, memory.square),
+        (times, gradients),
+    )
+    encoded = functools.partial(_encoded, design=design)
+    network, inputs = jax.vmap(encoded, in_axes=(None, 0), out_axes=(None, 0))(phi, inputs)
+    layers, outputs = lstm_sequence(network, memory.layers, inputs, hidden=design.hidden)
+    return AdaptiveMemory(*averages, layers), _scaled(outputs, design)
+
+
+def _average(
+    averages: tuple[Array, Array], at: tuple[Float[Array, ""], Array], *, design: Design
+) -> tuple[tuple[Array, Array], Float[Array, "features *coordinates"]]:
+    """The running means with the gradient of step t, and what is seen of them."""
+    means, square = averages
+    t, gradient = at
+    decays = jnp.asarray(design.decays, gradient.dtype).reshape(-1, *[1] * gradient.ndim)
+    means = decays * means + (1 - decays) * gradient
+    decay_square = jnp.asarray(design.decay_square, gradient.dtype)
+    square = decay_square * square + (1 - decay_square) * gradient**2
+    inputs = _inputs(gradient, means / (1 - decays**t), square / (1 - decay_square**t), design)
+    return (means, square), inputs
+
+
+def _encoded(phi: Phi, inputs: Array, design: Design) -> tuple[Phi, Array]:
+    """The weights of the LSTM, and what it gets."""
+    if not design.encoder:
+        return phi, inputs
+    return phi["lstm"], jax.nn.elu(coordinate_dense_apply(phi["encoder"], inputs))
+
+
+def _scaled(output: Array, design: Design) -> Array:
+    return design.output_scale * (jnp.tanh(output) if design.bounded else output)
 
 
 def _inputs(

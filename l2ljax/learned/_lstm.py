@@ -12,17 +12,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from l2ljax import _checks, kernels
-from l2ljax.core import (
-    CoordinatewiseTransformation,
-    LearnedOptimizer,
-    Params,
-    Phi,
-    ReplayableTransformation,
-    Spec,
-    closure,
-)
+from l2ljax.core import LearnedOptimizer, Params, Phi, Spec, closure
 from l2ljax.learned import _coordinates
 from l2ljax.learned._preprocess import log_sign, require_p
+from l2ljax.learned._sequences import kind_of
 from l2ljax.learned._tiles import tiled
 from l2ljax.networks import lstm_apply, lstm_carry, lstm_init, lstm_sequence
 
@@ -121,11 +114,9 @@ def lstm(
     >>> updates["w"].shape, state.layers[0][0].shape
     ((3, 2), (20, 8))
     """
+    hidden = _checks.counts("hidden", hidden)
     if not hidden:
         raise ValueError("hidden must have at least one layer, got ()")
-    for units in hidden:
-        _checks.count("hidden", units)
-    hidden = tuple(int(units) for units in hidden)
     if not callable(preprocess):
         _checks.choice("preprocess", preprocess, ["log_sign", "scale", None])
     _checks.positive("output_scale", output_scale)
@@ -204,9 +195,7 @@ def _bind(
     fused: bool | None,
     layout: str,
 ) -> optax.GradientTransformation:
-    kind = optax.GradientTransformation if averaging else CoordinatewiseTransformation
-    if not averaging and state_dtype is None and fused is not False and kernels.cpu_serves(phi):
-        kind = _ReplayableLSTM
+    kind = optax.GradientTransformation if averaging else kind_of(phi, fused, state_dtype)
     return kind(
         init=closure(_init, phi, hidden=hidden, state_dtype=state_dtype, layout=layout),
         update=closure(
@@ -230,13 +219,6 @@ def _init(
     make = functools.partial(lstm_carry, dtype=dtype, hidden=hidden)
     layers, *large = _coordinates.zeros(params, make, layout)
     return LSTMState(layers, tuple(large))
-
-
-class _ReplayableLSTM(ReplayableTransformation):
-    """An LSTM that the CPU's program serves."""
-
-    def replay(self, gradients: Params, state: LSTMState) -> tuple[Params, LSTMState]:
-        return self.update(gradients, state, sequence=True)
 
 
 def _update(
