@@ -1,6 +1,5 @@
-"""One meta-gradient from many devices: the batch of problems is split over a mesh."""
+"""One meta-gradient from many devices: problems, or perturbations, are split over a mesh."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from l2ljax.core import (
     Task,
     closure,
 )
+from l2ljax.meta._perturbations import pairs_of
 from l2ljax.meta._segments import EstimatorFactory, make_estimator
 
 DATA = ("replicated", "sharded")
@@ -35,11 +35,15 @@ def over_devices(
     mesh: Mesh,
     data: str,
 ) -> Estimator:
-    """An estimator of which every device along the mesh's first axis has a part of the batch.
+    """An estimator of which every device along the mesh's first axis has a part.
 
-    Devices see neighbouring problems: with one key, problem i of the batch is the same whatever
-    the mesh. Each computes the gradient of its own problems, and the mean over devices is all that
-    they exchange. The estimator's state has a leading axis of devices.
+    That is a part of the batch. Devices see neighbouring problems: with one key, problem i of the
+    batch is the same whatever the mesh. Each computes the gradient of its own problems, and the
+    mean over devices is all that they exchange. The estimator's state has a leading axis of
+    devices.
+
+    Where the batch cannot be shared evenly, but perturbations of φ can, each device has the whole
+    batch and neighbouring pairs of these; so they, too, are the same whatever the mesh.
 
     Args:
         factory: makes the estimator of one device; it must take `axis`.
@@ -50,27 +54,35 @@ def over_devices(
         data: of `DATA`, see `meta.train`.
 
     Raises:
-        ValueError: for a batch that the devices cannot share evenly, or a factory without `axis`.
+        ValueError: for a batch, and pairs, that the devices cannot share evenly, or a factory
+            without `axis`.
     """
     _checks.count("batch", batch)
     axis = mesh.axis_names[0]
     devices = mesh.shape[axis]
-    if batch % devices:
-        raise ValueError(
-            f"batch must be a multiple of the {devices} devices on the mesh's first axis "
-            f"{axis!r}, got {batch}"
-        )
-    parameters = inspect.signature(factory).parameters.values()
-    if not any(p.name == "axis" or p.kind is p.VAR_KEYWORD for p in parameters):
-        raise ValueError(
-            f"estimator must take an argument `axis` to run on a mesh, got {factory!r}"
-        )
+    factory, batch = _part(factory, batch, axis, devices)
     if data == "sharded":
         task = _of_data(lambda node: node.split_over(axis, devices), lambda leaf: leaf, task)
-    member = make_estimator(factory, opt, task, batch // devices, axis)
+    member = make_estimator(factory, opt, task, batch, axis)
     mesh = plain(mesh)
     return Estimator(
         init=closure(_init, member, mesh=mesh), estimate=closure(_estimate, member, mesh=mesh)
+    )
+
+
+def _part(
+    factory: EstimatorFactory, batch: int, axis: str, devices: int
+) -> tuple[EstimatorFactory, int]:
+    """What makes the estimator of one device, and the number of its problems."""
+    if batch % devices == 0:
+        return factory, batch // devices
+    pairs = pairs_of([factory])
+    if pairs and not any(number % devices for number in pairs):
+        return factory.by_pairs, batch  # type: ignore[attr-defined]
+    found = f"pairs={', '.join(map(str, pairs))}" if pairs else "an estimator that has none"
+    raise ValueError(
+        f"batch must be a multiple of the {devices} devices on the mesh's first axis {axis!r}, or "
+        f"else the pairs of meta.es and meta.pes, got {batch} and {found}"
     )
 
 

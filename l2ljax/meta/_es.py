@@ -5,11 +5,20 @@ from typing import Any
 
 import jax
 
-from l2ljax.core import Key, Phi, Scalar, closure
+from l2ljax.core import (
+    Estimator,
+    Key,
+    LearnedOptimizer,
+    LearnedTask,
+    Phi,
+    Scalar,
+    Task,
+    closure,
+)
 from l2ljax.meta import _perturbations
 from l2ljax.meta._horizons import horizons
 from l2ljax.meta._meta_loss import StepWeights, estimator_of
-from l2ljax.meta._segments import EstimatorFactory, MetaLoss
+from l2ljax.meta._segments import EstimatorFactory, MetaLoss, device_mean
 
 
 def es(
@@ -49,7 +58,8 @@ def es(
     Returns:
         A factory `(opt, task, batch=1) -> Estimator` with the `aux` of `meta.truncated`. Loss and
         `losses` are those of the unperturbed φ; of whole episodes, where that run is not needed,
-        the mean over the perturbed ones.
+        the mean over the perturbed ones. On a mesh whose devices cannot share the batch evenly they
+        share the pairs: each draws the noise of all, and runs its part of them on all problems.
 
     Raises:
         ValueError: as `meta.truncated` does; for σ that is not positive, no pair, or several
@@ -72,27 +82,51 @@ def es(
             raise ValueError(f"truncation must be given for several horizons, got None, {horizon=}")
         truncation = horizon
     lengths = horizons(horizon, truncation, curriculum)
-    return estimator_of(
-        lengths,
-        truncation,
-        step_weights=step_weights,
-        meta_loss=meta_loss,
-        # Nothing is differentiated, so nothing is held constant.
-        second_derivatives=True,
-        gradient=closure(
-            _sampled, std=float(std), pairs=pairs, whole=lengths.lengths == (truncation,)
-        ),
-    )
+
+    def by_problems(axis_of_pairs: str | None = None) -> EstimatorFactory:
+        return estimator_of(
+            lengths,
+            truncation,
+            step_weights=step_weights,
+            meta_loss=meta_loss,
+            # Nothing is differentiated, so nothing is held constant.
+            second_derivatives=True,
+            gradient=closure(
+                _sampled,
+                std=float(std),
+                pairs=pairs,
+                whole=lengths.lengths == (truncation,),
+                axis=axis_of_pairs,
+            ),
+        )
+
+    def by_pairs(
+        opt: LearnedOptimizer,
+        task: Task | LearnedTask,
+        batch: int = 1,
+        axis: str | None = None,
+    ) -> Estimator:
+        return by_problems(axis)(opt, task, batch)
+
+    return _perturbations.Perturbing(by_problems(), by_pairs, (pairs,))
 
 
 def _sampled(
-    meta_loss: MetaLoss, phi: Phi, key: Key, *, std: float, pairs: int, whole: bool
+    meta_loss: MetaLoss,
+    phi: Phi,
+    key: Key,
+    *,
+    std: float,
+    pairs: int,
+    whole: bool,
+    axis: str | None,
 ) -> tuple[tuple[Scalar, Any], Phi]:
-    noise = _perturbations.draw(key, phi, pairs)
+    noise = _perturbations.draw(key, phi, pairs, axis)
     found, rest = jax.vmap(meta_loss)(_perturbations.both_ways(phi, noise, std))
     grad = _perturbations.slope(found, noise, std)
     if not whole:
-        return meta_loss(phi), grad
+        return meta_loss(phi), device_mean(axis, grad)
     losses, *state = rest
+    loss, losses, grad = device_mean(axis, (found.mean(), losses.mean(axis=0), grad))
     # No step follows, so any of the states will do.
-    return (found.mean(), (losses.mean(axis=0), *jax.tree.map(lambda leaf: leaf[0], state))), grad
+    return (loss, (losses, *jax.tree.map(lambda leaf: leaf[0], state))), grad

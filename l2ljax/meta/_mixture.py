@@ -23,6 +23,7 @@ from l2ljax.core import (
     closure,
 )
 from l2ljax.meta._episodes import TASK_DRAW, member_key
+from l2ljax.meta._perturbations import pairs_of
 from l2ljax.meta._segments import EstimatorFactory, make_estimator
 from l2ljax.meta._truncated import truncated
 
@@ -40,6 +41,20 @@ class Mixture:
     estimators: EstimatorFactory | tuple[EstimatorFactory, ...]
     weights: tuple[float, ...] | None = None
     normalize: str | None = None
+
+    @property
+    def pairs(self) -> tuple[int, ...]:
+        """As in `meta.EstimatorFactory`; none where devices cannot share perturbations alone."""
+        if isinstance(self.estimators, tuple):
+            return pairs_of(self.estimators)
+        return pairs_of([self.estimators])
+
+    @property
+    def by_pairs(self) -> "Mixture":
+        """As in `meta.EstimatorFactory`, where there are `pairs`."""
+        return dataclasses.replace(
+            self, estimators=jax.tree.map(lambda factory: factory.by_pairs, self.estimators)
+        )
 
     def __call__(
         self,

@@ -1,6 +1,7 @@
 """Persistent evolution strategies: unbiased although truncated."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -87,7 +88,9 @@ def pes(
 
     Returns:
         A factory `(opt, task, batch=1) -> Estimator` with the `aux` of `meta.truncated`; loss and
-        `losses` are means over the perturbed runs. Its state is a `PESState`.
+        `losses` are means over the perturbed runs. Its state is a `PESState`. On a
+        mesh whose devices cannot share the batch evenly they share the pairs, as with `es`, and the
+        state of their runs.
 
     Raises:
         ValueError: as `meta.truncated` does; for σ that is not positive, or no pair.
@@ -114,23 +117,35 @@ def pes(
         second_derivatives=False,
     )
 
-    def factory(
+    def make(
         opt: LearnedOptimizer,
         task: Task | LearnedTask,
         batch: int = 1,
         axis: str | None = None,
+        *,
+        by_pairs: bool,
     ) -> Estimator:
         _checks.count("batch", batch)
+        axis_of_pairs = axis if by_pairs else None
         fresh = closure(
             begin_batch,
             as_partial(start),
             horizons=lengths,
             batch=batch,
-            axis=axis,
+            axis=None if by_pairs else axis,
             keep_initial=meta_loss == "log_improvement",
         )
         return Estimator(
-            init=closure(_init, fresh, opt, task, weights, horizons=lengths, pairs=pairs),
+            init=closure(
+                _init,
+                fresh,
+                opt,
+                task,
+                weights,
+                horizons=lengths,
+                pairs=pairs,
+                axis_of_pairs=axis_of_pairs,
+            ),
             estimate=closure(
                 _estimate,
                 fresh,
@@ -143,10 +158,13 @@ def pes(
                 std=float(std),
                 pairs=pairs,
                 axis=axis,
+                axis_of_pairs=axis_of_pairs,
             ),
         )
 
-    return factory
+    return _perturbations.Perturbing(
+        partial(make, by_pairs=False), partial(make, by_pairs=True), (pairs,)
+    )
 
 
 def _axes(task: Task | LearnedTask) -> TruncatedState:
@@ -167,7 +185,9 @@ def _init(
     *,
     horizons: Horizons,
     pairs: int,
+    axis_of_pairs: str | None,
 ) -> PESState:
+    pairs = _perturbations.here(pairs, axis_of_pairs)
     state = init_ended(fresh, opt, task, weights, key, phi, horizons=horizons)
     for_all = jax.vmap(lambda: state, in_axes=(), out_axes=_axes(task), axis_size=2 * pairs)
     zeros = jax.tree.map(lambda leaf: jnp.zeros((pairs, *jnp.shape(leaf)), leaf.dtype), phi)
@@ -189,6 +209,7 @@ def _estimate(
     std: float,
     pairs: int,
     axis: str | None,
+    axis_of_pairs: str | None,
 ) -> tuple[Estimate, PESState]:
     def one_run(
         phi: Phi, segment: TruncatedState
@@ -199,7 +220,7 @@ def _estimate(
         loss, (losses, params, opt_state) = run(tx, bound, weights, present)
         return loss, losses, present, after(present, truncation, params, opt_state)
 
-    noise = _perturbations.draw(key, phi, pairs)
+    noise = _perturbations.draw(key, phi, pairs, axis_of_pairs)
     axes = _axes(task)
     found, losses, present, segment = jax.vmap(
         one_run, in_axes=(0, axes), out_axes=(0, 0, axes, axes)

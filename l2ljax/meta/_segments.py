@@ -1,5 +1,6 @@
 """Episodes cut into segments, one a call: what estimators by truncated backpropagation share."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,6 +32,12 @@ EstimatorFactory = Callable[..., Estimator]
 """`factory(opt, task, batch=1, axis=None) -> Estimator`: an estimator before it knows what it
 estimates. With `axis`, the name of an axis of devices, `batch` counts the problems of one device,
 and the estimate is the mean over all of them; `meta.train(mesh=...)` makes such an estimator.
+
+A factory may have two attributes more: `by_pairs`, another factory, whose devices each have the
+whole `batch` and a part of the perturbations of φ; and `pairs`, a tuple with the number of
+antithetic pairs of each estimator in it. `meta.train` takes `by_pairs` where the devices cannot
+share the batch evenly, but can share the pairs. Those of `es` and `pes` have both, and so have a
+`mixture` and a `weighted` sum of nothing else.
 """
 
 MetaLoss = Callable[[Phi], tuple[Scalar, Any]]
@@ -40,9 +47,18 @@ MetaLoss = Callable[[Phi], tuple[Scalar, Any]]
 def make_estimator(
     factory: EstimatorFactory, opt: LearnedOptimizer, task: Any, batch: int, axis: str | None
 ) -> Estimator:
-    """Calls a factory; one that knows nothing of axes serves where there is none."""
+    """Calls a factory; one that knows nothing of axes serves where there is none.
+
+    Raises:
+        ValueError: for an axis that the factory does not take.
+    """
     if axis is None:
         return factory(opt, task, batch)
+    parameters = inspect.signature(factory).parameters.values()
+    if not any(p.name == "axis" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise ValueError(
+            f"estimator must take an argument `axis` to run on a mesh, got {factory!r}"
+        )
     return factory(opt, task, batch, axis=axis)
 
 
@@ -185,8 +201,8 @@ def device_mean(axis: str | None, tree: Any) -> Any:
     """The mean of a tree over the devices of an axis.
 
     Args:
-        axis: the name of the axis that problems are split over, as `EstimatorFactory` gets it;
-            None: there is one device.
+        axis: the name of the axis that problems, or perturbations, are split over, as
+            `EstimatorFactory` gets it; None: there is one device.
         tree: arrays of this device.
 
     Returns:

@@ -80,7 +80,7 @@ def make_step(
         meta_optimizer: any optax transformation; default `optax.adam(1e-3)`.
         estimator: an estimator factory; default `truncated(horizon=100, truncation=20)`.
         phi: the first φ; default: drawn by `opt.init`, and ψ by `task.init`.
-        mesh: devices that share the batch, as in `train`.
+        mesh: devices that share the batch, or perturbations, as in `train`.
         data: where data sets are on a mesh, as in `train`.
 
     Returns:
@@ -88,8 +88,8 @@ def make_step(
         holds `loss`, `grad_norm`, `skipped` and the estimator's `aux`.
 
     Raises:
-        ValueError: for a batch below 1 or one that the devices of `mesh` cannot share evenly, no
-            task, or an unknown `data`.
+        ValueError: for a batch below 1, a batch and pairs of perturbations that the devices of
+            `mesh` cannot share evenly, no task, or an unknown `data`.
 
     >>> import l2ljax as l2l
     >>> key = jax.random.key(0)
@@ -171,7 +171,10 @@ def train(
             the beginning of the run.
         mesh: devices along whose first axis the batch is split, such as
             `jax.make_mesh((jax.device_count(),), ("problems",))`; default: the first device has it
-            all. Problems are the same on any number of devices, and φ up to rounding.
+            all. Where they cannot share the batch evenly, and the estimator is `es` or `pes` (or a
+            `mixture` or `weighted` sum of nothing else), its pairs are split instead, which they
+            must be able to share. Problems and perturbations are the same on any number of devices,
+            and φ up to rounding.
         data: where the examples of data sets (`tasks.Dataset`) are on a mesh. "replicated": all on
             each device; "sharded": a part on each, and devices send each other the examples of
             every batch, for data that one device has no room for. Problems and minibatches are the
@@ -185,7 +188,8 @@ def train(
 
     Raises:
         ValueError: for sizes below 1, no task, `patience` without `validate`, a `state` past
-            `steps`, a batch that the devices of `mesh` cannot share evenly, or an unknown `data`.
+            `steps`, a batch and pairs of perturbations that the devices of `mesh` cannot share
+            evenly, or an unknown `data`.
         RuntimeError: if `meta.reversible` could not run an episode back to its beginning.
         FloatingPointError: if no meta-gradient was finite in the last `chunk` meta-steps, or in
             all there were.

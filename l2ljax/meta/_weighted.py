@@ -22,6 +22,7 @@ from l2ljax.core import (
     closure,
 )
 from l2ljax.meta._episodes import member_key
+from l2ljax.meta._perturbations import Perturbing, pairs_of
 from l2ljax.meta._segments import EstimatorFactory, make_estimator
 
 Term = tuple[optax.ScalarOrSchedule, EstimatorFactory]
@@ -87,21 +88,29 @@ def weighted(terms: Sequence[Term] | Mapping[str, Term]) -> EstimatorFactory:
         for weight, _ in named.values()
     )
 
-    def factory(
-        opt: LearnedOptimizer,
-        task: Task | LearnedTask,
-        batch: int = 1,
-        axis: str | None = None,
-    ) -> Estimator:
-        members = tuple(
-            make_estimator(factory, opt, task, batch, axis) for _, factory in named.values()
-        )
-        return Estimator(
-            init=closure(_init, members),
-            estimate=closure(_estimate, weights, members, names=tuple(named)),
-        )
+    def sum_of(factories: Sequence[EstimatorFactory]) -> EstimatorFactory:
+        def factory(
+            opt: LearnedOptimizer,
+            task: Task | LearnedTask,
+            batch: int = 1,
+            axis: str | None = None,
+        ) -> Estimator:
+            members = tuple(
+                make_estimator(factory, opt, task, batch, axis) for factory in factories
+            )
+            return Estimator(
+                init=closure(_init, members),
+                estimate=closure(_estimate, weights, members, names=tuple(named)),
+            )
 
-    return factory
+        return factory
+
+    factories = [factory for _, factory in named.values()]
+    pairs = pairs_of(factories)
+    if not pairs:
+        return sum_of(factories)
+    by_pairs = [factory.by_pairs for factory in factories]  # type: ignore[attr-defined]
+    return Perturbing(sum_of(factories), sum_of(by_pairs), pairs)
 
 
 def _init(members: tuple[Estimator, ...], key: Key, phi: Phi) -> WeightedState:

@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from l2ljax import learned, meta, tasks
+from l2ljax import checkpoint, learned, meta, tasks
 from tests.meta.small import KEY, assert_identical
 
 OPT = learned.lstm((4,))
@@ -20,18 +21,36 @@ ESTIMATORS = {
     "pes": meta.pes(horizon=10, truncation=5, pairs=2, std=0.1),
     "mixture": meta.mixture(meta.truncated(horizon=4, truncation=2), normalize="gradient"),
     "weighted": meta.weighted({"loss": (1.0, meta.truncated(horizon=4, truncation=2))}),
+    "es": meta.es(horizon=5, pairs=2, std=0.1),
+    "forward": meta.forward(horizon=2),
+    "imitation": meta.imitation(optax.sgd(0.01), horizon=4, truncation=2),
+    "hypergradient descent": meta.hypergradient_descent(horizon=3),
+}
+
+WHOLE = meta.es(horizon=5, pairs=8, std=0.1)
+SEGMENTS = meta.es(horizon=10, truncation=5, pairs=16, std=0.1)
+PERSISTENT = meta.pes(horizon=10, truncation=5, pairs=16, std=0.1)
+PERTURBED = {
+    "es": WHOLE,
+    "truncated es": SEGMENTS,
+    "pes": PERSISTENT,
+    "log pes": meta.pes(
+        horizon=[5, 10], truncation=5, pairs=8, std=0.1, meta_loss="log_improvement"
+    ),
+    "weighted": meta.weighted([(1.0, WHOLE), (0.5, PERSISTENT)]),
+    "mixture": meta.mixture([SEGMENTS, PERSISTENT]),
 }
 
 
-def train(name, mesh, steps=STEPS, **options):
+def train(name, mesh, steps=STEPS, batch=BATCH, estimators=ESTIMATORS, **options):
     task = TASKS if name == "mixture" else TASKS[0]
     return meta.train(
         OPT,
         task,
         key=KEY,
         steps=steps,
-        batch=BATCH,
-        estimator=ESTIMATORS[name],
+        batch=batch,
+        estimator=estimators[name],
         mesh=mesh,
         chunk=STEPS,
         **options,
@@ -58,6 +77,71 @@ def assert_close(found, expected):
 )
 def test_eight_devices_do_what_one_does(name):
     assert_close(train(name, mesh_of(8)), train(name, None))
+
+
+def train_perturbed(name, mesh, **options):
+    return train(name, mesh, batch=1, estimators=PERTURBED, **options)
+
+
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in PERTURBED if n != "pes"), "pes"]
+)
+def test_eight_devices_share_the_perturbations_of_one_problem(name):
+    assert_close(train_perturbed(name, mesh_of(8)), train_perturbed(name, None))
+
+
+@pytest.mark.slow
+def test_devices_share_perturbations_where_the_batch_cannot_be_shared():
+    runs = [
+        train("pes", mesh, batch=3, estimators=PERTURBED, steps=3) for mesh in (mesh_of(2), None)
+    ]
+    assert_close(*runs)
+
+
+def test_the_runs_of_perturbations_are_split_over_the_devices():
+    options = {"key": KEY, "batch": 1, "estimator": PERSISTENT}
+    _, whole = meta.make_step(OPT, TASKS[0], **options)
+    _, state = meta.make_step(OPT, TASKS[0], mesh=mesh_of(8), **options)
+    for part, all_of_it in zip(
+        jax.tree.leaves(state.estimator.accumulated),
+        jax.tree.leaves(whole.estimator.accumulated),
+        strict=True,
+    ):
+        assert part.shape == (8, 2, *all_of_it.shape[1:]) and all_of_it.shape[0] == 16
+        assert part.addressable_shards[0].data.shape[0] == 1
+    assert state.estimator.segment.episode.params.shape == (8, 4, 1, 3)
+    assert whole.estimator.segment.episode.params.shape == (32, 1, 3)
+
+
+@pytest.mark.slow
+def test_a_run_of_shared_perturbations_resumes_bit_for_bit_from_a_file(tmp_path):
+    mesh, states = mesh_of(8), []
+    # In the middle of an episode, with noise accumulated.
+    train_perturbed("pes", mesh, steps=3, callbacks=[lambda p: states.append(p.state)])
+    checkpoint.save_state(tmp_path, 3, states[0])
+    _, like = meta.make_step(OPT, TASKS[0], key=KEY, batch=1, estimator=PERTURBED["pes"], mesh=mesh)
+    state = checkpoint.read_state(tmp_path, like)
+    whole, rest = train_perturbed("pes", mesh), train_perturbed("pes", mesh, state=state)
+    assert_identical(rest.state, whole.state)
+    np.testing.assert_array_equal(rest.history["loss"], whole.history["loss"][3:])
+
+
+@pytest.mark.parametrize(
+    ("estimator", "found"),
+    [
+        (meta.truncated(horizon=2, truncation=1), "got 3 and an estimator that has none"),
+        (meta.es(horizon=2, pairs=12), "got 3 and pairs=12"),
+        (meta.pes(horizon=2, truncation=1, pairs=4), "got 3 and pairs=4"),
+        (meta.weighted([(1.0, WHOLE), (1.0, meta.es(horizon=2, pairs=2))]), "pairs=8, 2"),
+        (meta.weighted([(1.0, WHOLE), (1.0, meta.full(horizon=2))]), "an estimator that has none"),
+        (meta.mixture([WHOLE, meta.es(horizon=2, pairs=2)]), "pairs=8, 2"),
+        (meta.mixture(meta.full(horizon=2)), "an estimator that has none"),
+    ],
+)
+def test_neither_batch_nor_pairs_that_can_be_shared_is_refused(estimator, found):
+    message = f"batch must be a multiple of the 8 devices .* or else the pairs .*{found}"
+    with pytest.raises(ValueError, match=message):
+        meta.make_step(OPT, TASKS, key=KEY, batch=3, estimator=estimator, mesh=mesh_of(8))
 
 
 @pytest.mark.slow
