@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from l2ljax import _checks
 from l2ljax.core import Task
@@ -18,7 +17,9 @@ from l2ljax.tasks._quadratic import quadratic
 DataDir = str | os.PathLike[str] | None
 
 
-class Family(NamedTuple):
+# No tuple: meta-training takes a sequence of tasks for several to train on.
+@dataclasses.dataclass(frozen=True)
+class Family:
     """One task twice, on data that do not overlap.
 
     Attributes:

@@ -251,8 +251,8 @@ def test_catalogue_trains_on_one_half_and_evaluates_on_the_other(real, name):
     family, entry = load(name, real), CATALOGUE[name]
     assert (entry.needs_data, entry.horizon, entry.final_window) == (True, 100, 10)
     whole = cifar10(real)
-    halves = (whole.train, whole.validation)
-    for task, split, kept in zip(family, halves, FAMILIES[name], strict=True):
+    both, halves = (family.train, family.evaluation), (whole.train, whole.validation)
+    for task, split, kept in zip(both, halves, FAMILIES[name], strict=True):
         images, labels = data_of(task)
         classes = np.asarray(split.labels)
         here = np.isin(classes, kept)
