@@ -91,11 +91,47 @@ def plain(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
 
 
+def on(mesh: Mesh | None, function: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+    """Calls a function of what `replicate` placed, whatever `jax.set_mesh` says around."""
+    if mesh is None:
+        return function(*arguments, **settings)
+    with jax.sharding.use_abstract_mesh(plain(mesh).abstract_mesh):
+        return function(*arguments, **settings)
+
+
+def handed_out(mesh: Mesh | None, tree: PyTree) -> PyTree:
+    """What `on` returned, for operations outside: inside a `jax.set_mesh` they ask for its types."""
+    around = jax.sharding.get_abstract_mesh()
+    if mesh is None or around.axis_names != mesh.axis_names:
+        return tree
+    typed = Mesh(mesh.devices, mesh.axis_names, axis_types=around.axis_types)
+    return jax.tree.map(lambda leaf: _of_mesh(leaf, typed), tree)
+
+
+def _of_mesh(leaf: Any, mesh: Mesh) -> Any:
+    """An array on all devices of a mesh, its parts where they are, with the mesh's axis types."""
+    if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf.sharding, NamedSharding):
+        return leaf
+    spec = PartitionSpec() if leaf.sharding.is_fully_replicated else leaf.sharding.spec
+    sharding = NamedSharding(mesh, spec)
+    return leaf if sharding == leaf.sharding else _put(leaf, sharding)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> Any:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        # A typed key cannot be put on devices of other processes, its numbers can.
+        words = jax.device_put(jax.random.key_data(leaf), sharding)
+        with jax.sharding.use_abstract_mesh(sharding.mesh.abstract_mesh):
+            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
+    return jax.device_put(leaf, sharding)
+
+
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """Puts arrays on every device of the mesh, and the parts of shared examples each on its own.
 
     Those that are there already stay as they are.
     """
+    mesh = plain(mesh)
     present = set(mesh.devices.flat)
     # A data set that is in several places of the tree is one array on the devices, too.
     known: dict[int, Any] = {}
@@ -110,15 +146,11 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
             # The program around has placed it.
             return leaf
         if isinstance(leaf, jax.Array) and leaf.sharding.device_set == present and len(present) > 1:
-            return leaf
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            # A typed key cannot be put on devices of other processes, its numbers can.
-            words = jax.device_put(jax.random.key_data(leaf), sharding)
-            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
-        return jax.device_put(leaf, sharding)
+            return _of_mesh(leaf, mesh)
+        return _put(leaf, sharding)
 
     def place(node: Any) -> Any:
-        sharding = NamedSharding(plain(mesh), _spec(node))
+        sharding = NamedSharding(mesh, _spec(node))
         return jax.tree.map(lambda leaf: put(leaf, sharding), node)
 
     return _of_data(place, place, tree)

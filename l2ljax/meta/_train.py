@@ -27,7 +27,7 @@ from l2ljax.core import (
     as_pytree,
 )
 from l2ljax.meta._binding import drawing
-from l2ljax.meta._devices import DATA, over_devices, replicate
+from l2ljax.meta._devices import DATA, handed_out, on, over_devices, replicate
 from l2ljax.meta._mixture import Mixture, mixture
 from l2ljax.meta._progress import Callback, Progress, ProgressBar, TrainState
 from l2ljax.meta._reversible import raise_faults
@@ -80,7 +80,8 @@ def make_step(
         meta_optimizer: any optax transformation; default `optax.adam(1e-3)`.
         estimator: an estimator factory; default `truncated(horizon=100, truncation=20)`.
         phi: the first φ; default: drawn by `opt.init`, and ψ by `task.init`.
-        mesh: devices that share the batch, or perturbations, as in `train`.
+        mesh: devices that share the batch, or perturbations, as in `train`. Where `step` is part of
+            a jitted program of your own, the axes of a `jax.set_mesh` around it must be Auto.
         data: where data sets are on a mesh, as in `train`.
 
     Returns:
@@ -104,7 +105,7 @@ def make_step(
     if mesh is not None:
         draw, estimates, meta, key, phi = replicate((draw, estimates, meta, key, phi), mesh)
     step = Partial(_jitted_step if mesh is None else partial(_step_on, mesh), estimates, meta)
-    return step, _jitted_start(draw, estimates, meta, key, phi)
+    return step, handed_out(mesh, on(mesh, _jitted_start, draw, estimates, meta, key, phi))
 
 
 def train(
@@ -209,14 +210,15 @@ def train(
         _checks.count("patience", patience)
         if validate is None:
             raise ValueError(f"validate must be given for patience={patience} to count, got None")
+    validate = None if validate is None else as_partial(validate)
     estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator, mesh, data)
     draw = drawing(opt, task)
     if mesh is not None:
-        draw, estimates, meta, key, phi, state = replicate(
-            (draw, estimates, meta, key, phi, state), mesh
+        draw, estimates, meta, key, phi, state, validate = replicate(
+            (draw, estimates, meta, key, phi, state, validate), mesh
         )
     if state is None:
-        state = _jitted_start(draw, estimates, meta, key, phi)
+        state = on(mesh, _jitted_start, draw, estimates, meta, key, phi)
     done = int(state.step)
     if done > steps:
         raise ValueError(f"steps must be at least the {done} that state has done, got {steps}")
@@ -228,19 +230,22 @@ def train(
             callbacks.append(stack.enter_context(ProgressBar(done, steps)))
         while done < steps and (patience is None or int(state.stale) < patience):
             size = min(chunk, steps - done, validate_every - done % validate_every)
-            state, metrics = _jitted_chunk(estimates, meta, state, key, size, capacity=chunk)
+            state, metrics = on(
+                mesh, _jitted_chunk, estimates, meta, state, key, size, capacity=chunk
+            )
             done += size
             measured = {name: np.asarray(rows)[:size] for name, rows in metrics.items()}
             raise_faults(measured)
             recorder.add(measured, done)
             score = None
             if validate is not None and (done % validate_every == 0 or done == steps):
-                state, scored = consider(as_partial(validate), state)
+                state, scored = on(mesh, consider, validate, state)
                 score = float(scored)
                 recorder.add_score(score, done)
             for callback in callbacks:
-                callback(Progress(state, steps, recorder.chunks[-1], score))
-    selected = validate is not None and bool(jnp.isfinite(state.best_score))
+                callback(Progress(handed_out(mesh, state), steps, recorder.chunks[-1], score))
+    state = handed_out(mesh, state)
+    selected = validate is not None and np.isfinite(float(state.best_score))
     chosen = state.best_phi if selected else state.phi
     return TrainResult(chosen, state.phi, recorder.history(), state)
 
@@ -317,7 +322,8 @@ def _step_on(
     state: TrainState,
     key: Key,
 ) -> tuple[TrainState, dict[str, Array]]:
-    return _jitted_step(estimates, meta, state, replicate(key, mesh))
+    state, key = replicate((state, key), mesh)
+    return handed_out(mesh, on(mesh, _jitted_step, estimates, meta, state, key))
 
 
 @jax.jit(static_argnames="capacity")

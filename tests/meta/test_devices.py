@@ -187,6 +187,60 @@ def test_a_step_of_ones_own_loop_takes_a_mesh():
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.parametrize("around", [AxisType.Explicit, AxisType.Auto])
+@pytest.mark.parametrize(
+    "key", [jax.random.key(0), jax.random.PRNGKey(0)], ids=["typed key", "raw key"]
+)
+def test_training_takes_its_mesh_inside_a_set_mesh(around, key):
+    options = {"key": key, "steps": 4, "batch": BATCH, "estimator": ESTIMATORS["truncated"]}
+    expected = meta.train(OPT, TASKS[0], **options)
+    mesh, states = mesh_of(8), []
+    with jax.set_mesh(mesh_of(8, kind=around)):
+        found = meta.train(
+            OPT,
+            TASKS[0],
+            mesh=mesh,
+            chunk=2,
+            validate=meta.validation(OPT, TASKS[0], key=key, horizon=1, problems=2, window=1),
+            callbacks=[lambda progress: states.append(progress.state)],
+            **options,
+        )
+        rest = meta.train(OPT, TASKS[0], mesh=mesh, chunk=2, state=states[0], **options)
+        # What comes back is good for operations in here.
+        jax.block_until_ready(jax.tree.map(lambda leaf: leaf + 1, found.phi))
+    np.testing.assert_allclose(found.history["loss"], expected.history["loss"], rtol=2e-5)
+    np.testing.assert_array_equal(rest.history["loss"], found.history["loss"][2:])
+
+
+@pytest.mark.parametrize("around", [AxisType.Explicit, AxisType.Auto])
+def test_a_step_of_ones_own_loop_works_inside_a_set_mesh(around):
+    options = {"key": KEY, "batch": BATCH, "estimator": ESTIMATORS["truncated"]}
+    expected, state = meta.make_step(OPT, TASKS[0], **options)
+    losses = [expected(state, KEY)[1]["loss"]]
+    with jax.set_mesh(mesh_of(8, kind=around)):
+        step, state = meta.make_step(OPT, TASKS[0], mesh=mesh_of(8), **options)
+        for _ in range(2):
+            state, metrics = step(state, KEY)
+            losses.append(metrics["loss"] + 0)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+def test_arrays_of_a_validation_may_be_on_one_device():
+    on_one = jax.device_put(jnp.float32(3.0), jax.devices()[0])
+    validate = jax.tree_util.Partial(lambda target, phi: target + 0 * optax.tree.norm(phi), on_one)
+    result = train("truncated", mesh_of(8), steps=1, validate=validate)
+    np.testing.assert_allclose(result.history["validation"], [3.0])
+
+
+def test_a_data_set_in_parts_is_padded_on_the_host():
+    split = tasks.Split(jnp.arange(10, dtype=jnp.uint8), np.arange(10))
+    parts = split.split_over("problems", 8)
+    for found, whole in ((parts.inputs, split.inputs), (parts.labels, split.labels)):
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, [*np.asarray(whole), *[0] * 6])
+        assert found.dtype == whole.dtype
+
+
 @pytest.mark.slow
 def test_a_data_set_in_parts_has_the_same_minibatches():
     # 21 examples of bytes: the last of 8 devices has none.
