@@ -78,6 +78,8 @@ class Split:
     def split_over(self, axis: str, devices: int) -> "Split":
         """The same examples for a program in which each device has a part of them.
 
+        Their arrays are numpy's, so that no device has had the whole of one before they are placed.
+
         Args:
             axis: the name of the axis of devices, along which `jax.shard_map` splits the first axes
                 of `inputs` and `labels`. Devices ask each other for the examples of their batches,
@@ -86,8 +88,10 @@ class Split:
         """
         padding = -len(self) % devices
 
-        def padded(array: Any) -> Array:
-            return jnp.pad(array, [(0, padding), *[(0, 0)] * (jnp.ndim(array) - 1)])
+        def padded(array: Any) -> np.ndarray:
+            # On the host: the first device may have no room for the whole.
+            array = np.asarray(array)
+            return np.pad(array, [(0, padding), *[(0, 0)] * (array.ndim - 1)])
 
         return Split(padded(self.inputs), padded(self.labels), self.maximum, axis, len(self))
 

@@ -34,8 +34,7 @@ def test_tasks_have_one_structure_and_a_final_window_of_one_where_deterministic(
 def test_digits_of_meta_training_and_evaluation_do_not_overlap():
     family = load("digits")
     train, evaluation = (
-        {image.tobytes() for image in _examples(task)}
-        for task in (family.train, family.evaluation)
+        {image.tobytes() for image in _examples(task)} for task in (family.train, family.evaluation)
     )
     assert (len(train), len(evaluation)) == (898, 719)
     assert not train & evaluation
