@@ -6,9 +6,10 @@ argument, its value and what was expected.
 """
 
 import difflib
+import inspect
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -96,6 +97,14 @@ def key(name: str, value: Any) -> None:
     raw = dtype == np.uint32 and len(shape or ()) == 1
     if not raw and not (typed and shape == ()):
         raise ValueError(f"{name} must be a PRNG key such as jax.random.key(0), got {value!r}")
+
+
+def refuse(name: str, value: Any, expected: str) -> NoReturn:
+    """Raises the error for a value of another kind; of a long one it shows the beginning."""
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    hint = "; was it to be called?" if inspect.isfunction(value) else ""
+    raise ValueError(f"{name} must be {expected}, got {shown}{hint}")
 
 
 def choice(name: str, value: Any, options: Iterable[Any]) -> None:

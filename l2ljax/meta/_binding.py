@@ -10,6 +10,7 @@ import jax
 import optax
 from jax.tree_util import Partial
 
+from l2ljax import _checks
 from l2ljax.core import Key, LearnedOptimizer, LearnedTask, Phi, Task, closure
 
 
@@ -43,11 +44,27 @@ def task_at(task: Task | LearnedTask, psi: Any) -> Task:
     return task.bind(psi) if isinstance(task, LearnedTask) else task
 
 
+def tasks_of(task: Any) -> tuple[Task | LearnedTask, ...]:
+    """The tasks that an argument holds, one or several.
+
+    Raises:
+        ValueError: for what is neither a task nor a sequence of them.
+    """
+    if isinstance(task, Task | LearnedTask):
+        return (task,)
+    if isinstance(task, Sequence) and all(isinstance(one, Task | LearnedTask) for one in task):
+        return tuple(task)
+    expected = "a Task, a LearnedTask or a sequence of them"
+    if hasattr(task, "train"):
+        expected += ", such as the `train` of a family"
+    _checks.refuse("task", task, expected)
+
+
 def drawing(
     opt: LearnedOptimizer, task: Task | LearnedTask | Sequence[Task | LearnedTask]
 ) -> Partial:
     """A function of a key that draws the first φ; of several learned tasks the first draws ψ."""
-    first = task if isinstance(task, Task | LearnedTask) else task[0]
+    first = tasks_of(task)[0]
     if isinstance(first, LearnedTask):
         return closure(_draw, opt.init, first.init)
     return opt.init  # type: ignore[return-value]  # wrapped by the record

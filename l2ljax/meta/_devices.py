@@ -100,7 +100,7 @@ def on(mesh: Mesh | None, function: Callable[..., Any], *arguments: Any, **setti
 
 
 def handed_out(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """What `on` returned, for operations outside: inside a `jax.set_mesh` they ask for its types."""
+    """What `on` returned, with the axis types that a `jax.set_mesh` around demands."""
     around = jax.sharding.get_abstract_mesh()
     if mesh is None or around.axis_names != mesh.axis_names:
         return tree

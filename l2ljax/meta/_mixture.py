@@ -22,6 +22,7 @@ from l2ljax.core import (
     Task,
     closure,
 )
+from l2ljax.meta._binding import tasks_of
 from l2ljax.meta._episodes import TASK_DRAW, member_key
 from l2ljax.meta._perturbations import pairs_of
 from l2ljax.meta._segments import EstimatorFactory, make_estimator
@@ -79,9 +80,10 @@ class Mixture:
             ValueError: for no tasks, another number of estimators or weights than of tasks, or
                 tasks of which some have metaparameters and some have not.
         """
-        if isinstance(tasks, Task | LearnedTask) or not len(tasks):
+        if isinstance(tasks, Task | LearnedTask) or (isinstance(tasks, Sequence) and not tasks):
             found = "one Task" if isinstance(tasks, Task | LearnedTask) else repr(tasks)
             raise ValueError(f"tasks must be a sequence of at least one Task, got {found}")
+        tasks = tasks_of(tasks)
         count = len(tasks)
         learned = sum(isinstance(task, LearnedTask) for task in tasks)
         if learned not in (0, count):

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from l2ljax import _checks
@@ -48,8 +49,10 @@ def check(std: float, pairs: int) -> None:
     """Refuses what cannot perturb anything.
 
     Raises:
-        ValueError: for a deviation that is not positive, or no pair.
+        ValueError: for a deviation that is not one positive number, or no pair.
     """
+    if np.ndim(std):
+        _checks.refuse("std", std, "one positive number")
     _checks.positive("std", std)
     _checks.count("pairs", pairs)
 

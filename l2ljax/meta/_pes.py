@@ -28,6 +28,7 @@ from l2ljax.meta._horizons import Horizons, horizons
 from l2ljax.meta._meta_loss import META_LOSSES, StepWeights, run_segment, start, step_weight_table
 from l2ljax.meta._segments import (
     EstimatorFactory,
+    SegmentEstimator,
     TruncatedState,
     after,
     begin_batch,
@@ -135,7 +136,9 @@ def pes(
             axis=None if by_pairs else axis,
             keep_initial=meta_loss == "log_improvement",
         )
-        return Estimator(
+        return SegmentEstimator(
+            horizons=lengths,
+            truncation=truncation,
             init=closure(
                 _init,
                 fresh,

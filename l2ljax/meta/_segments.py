@@ -1,5 +1,6 @@
 """Episodes cut into segments, one a call: what estimators by truncated backpropagation share."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -50,16 +51,20 @@ def make_estimator(
     """Calls a factory; one that knows nothing of axes serves where there is none.
 
     Raises:
-        ValueError: for an axis that the factory does not take.
+        ValueError: for an axis that the factory does not take, or what is no estimator.
     """
     if axis is None:
-        return factory(opt, task, batch)
-    parameters = inspect.signature(factory).parameters.values()
-    if not any(p.name == "axis" or p.kind is p.VAR_KEYWORD for p in parameters):
-        raise ValueError(
-            f"estimator must take an argument `axis` to run on a mesh, got {factory!r}"
-        )
-    return factory(opt, task, batch, axis=axis)
+        made = factory(opt, task, batch)
+    else:
+        parameters = inspect.signature(factory).parameters.values()
+        if not any(p.name == "axis" or p.kind is p.VAR_KEYWORD for p in parameters):
+            raise ValueError(
+                f"estimator must take an argument `axis` to run on a mesh, got {factory!r}"
+            )
+        made = factory(opt, task, batch, axis=axis)
+    if not isinstance(made, Estimator):
+        _checks.refuse("what the estimator's factory returns", made, "an Estimator")
+    return made
 
 
 class TruncatedState(NamedTuple):
@@ -81,6 +86,20 @@ class TruncatedState(NamedTuple):
     horizon: Int[Array, ""] | None = None
     begun: Int[Array, ""] | None = None
     initial: Float[Array, " batch"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SegmentEstimator(Estimator):
+    """An estimator that handles one segment a call; its state holds one `TruncatedState`.
+
+    Attributes:
+        horizons: of the episodes.
+        truncation: inner steps of a segment.
+    """
+
+    horizons: Horizons = dataclasses.field(kw_only=True, metadata={"static": True})
+    truncation: int = dataclasses.field(kw_only=True, metadata={"static": True})
 
 
 def segmented(
@@ -127,7 +146,9 @@ def segmented(
     )
     settings = {"horizons": horizons, "axis": axis}
     gradient = as_partial(_backwards) if gradient is None else gradient
-    return Estimator(
+    return SegmentEstimator(
+        horizons=horizons,
+        truncation=truncation,
         init=closure(init_ended, fresh, opt, task, extra, horizons=horizons),
         estimate=closure(
             _estimate,

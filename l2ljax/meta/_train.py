@@ -23,15 +23,22 @@ from l2ljax.core import (
     Phi,
     Scalar,
     Task,
-    as_partial,
     as_pytree,
 )
-from l2ljax.meta._binding import drawing
-from l2ljax.meta._devices import DATA, handed_out, on, over_devices, replicate
+from l2ljax.meta._arguments import (
+    functions,
+    require_kinds,
+    require_phi,
+    require_segment,
+    require_state,
+)
+from l2ljax.meta._binding import drawing, tasks_of
+from l2ljax.meta._devices import handed_out, on, over_devices, replicate
+from l2ljax.meta._history import History
 from l2ljax.meta._mixture import Mixture, mixture
 from l2ljax.meta._progress import Callback, Progress, ProgressBar, TrainState
 from l2ljax.meta._reversible import raise_faults
-from l2ljax.meta._segments import EstimatorFactory
+from l2ljax.meta._segments import EstimatorFactory, make_estimator
 from l2ljax.meta._truncated import truncated
 from l2ljax.meta._validation import consider
 
@@ -89,8 +96,7 @@ def make_step(
         holds `loss`, `grad_norm`, `skipped` and the estimator's `aux`.
 
     Raises:
-        ValueError: for a batch below 1, a batch and pairs of perturbations that the devices of
-            `mesh` cannot share evenly, no task, or an unknown `data`.
+        ValueError: for a batch below 1, and as `train` does for these arguments.
 
     >>> import l2ljax as l2l
     >>> key = jax.random.key(0)
@@ -102,6 +108,7 @@ def make_step(
     """
     estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator, mesh, data)
     draw = drawing(opt, task)
+    require_phi(draw, key, phi)
     if mesh is not None:
         draw, estimates, meta, key, phi = replicate((draw, estimates, meta, key, phi), mesh)
     step = Partial(_jitted_step if mesh is None else partial(_step_on, mesh), estimates, meta)
@@ -168,8 +175,8 @@ def train(
         patience: validations without a new best after which training stops; None: never.
         phi: the first φ, such as that of an earlier run; default: drawn by `opt.init`, and ψ by
             `task.init`.
-        state: a state to go on from, with the same `key` and settings; `steps` then counts from
-            the beginning of the run.
+        state: a state to go on from, with the same `key` and settings, with which `phi` is of no
+            account; `steps` then counts from the beginning of the run.
         mesh: devices along whose first axis the batch is split, such as
             `jax.make_mesh((jax.device_count(),), ("problems",))`; default: the first device has it
             all. Where they cannot share the batch evenly, and the estimator is `es` or `pes` (or a
@@ -188,12 +195,14 @@ def train(
         A `TrainResult`.
 
     Raises:
-        ValueError: for sizes below 1, no task, `patience` without `validate`, a `state` past
-            `steps`, a batch and pairs of perturbations that the devices of `mesh` cannot share
-            evenly, or an unknown `data`.
+        ValueError: for sizes below 1, an argument of another kind than it must be, no task, an
+            unknown `data`, `patience` without `validate`, a `validate` that does not return one
+            number, `phi` of other shapes than `opt` draws, a `state` past `steps` or of other
+            settings, or a batch and pairs of perturbations that the devices of `mesh` cannot share
+            evenly.
         RuntimeError: if `meta.reversible` could not run an episode back to its beginning.
-        FloatingPointError: if no meta-gradient was finite in the last `chunk` meta-steps, or in
-            all there were.
+        FloatingPointError: if no meta-gradient was finite in 25 meta-steps one after the other, or
+            in a whole run.
 
     Reference:
         Andrychowicz et al. (2016), section 2; early stopping on fresh problems as in section 3.
@@ -210,21 +219,29 @@ def train(
         _checks.count("patience", patience)
         if validate is None:
             raise ValueError(f"validate must be given for patience={patience} to count, got None")
-    validate = None if validate is None else as_partial(validate)
+    validate, callbacks = functions(validate, callbacks)
     estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator, mesh, data)
     draw = drawing(opt, task)
+    require_phi(draw, key, phi)
     if mesh is not None:
-        draw, estimates, meta, key, phi, state, validate = replicate(
-            (draw, estimates, meta, key, phi, state, validate), mesh
+        draw, estimates, meta, key, phi, validate = replicate(
+            (draw, estimates, meta, key, phi, validate), mesh
         )
+    start = partial(_jitted_start, draw, estimates, meta, key)
     if state is None:
-        state = on(mesh, _jitted_start, draw, estimates, meta, key, phi)
+        state = on(mesh, start, phi)
+    else:
+        on(mesh, require_state, state, start, draw, key)
+        state = state if mesh is None else replicate(state, mesh)
+        on(mesh, require_segment, state, estimates)
+    if validate is not None:
+        # An error in it comes now, and not after many meta-steps.
+        on(mesh, jax.eval_shape, consider, validate, state)
     done = int(state.step)
     if done > steps:
         raise ValueError(f"steps must be at least the {done} that state has done, got {steps}")
 
-    recorder = _Recorder(chunk)
-    callbacks = list(callbacks)
+    history = History(done)
     with contextlib.ExitStack() as stack:
         if progress:
             callbacks.append(stack.enter_context(ProgressBar(done, steps)))
@@ -234,20 +251,21 @@ def train(
                 mesh, _jitted_chunk, estimates, meta, state, key, size, capacity=chunk
             )
             done += size
-            measured = {name: np.asarray(rows)[:size] for name, rows in metrics.items()}
+            measured = {name: _first(rows, size) for name, rows in metrics.items()}
             raise_faults(measured)
-            recorder.add(measured, done)
+            history.add(measured)
             score = None
             if validate is not None and (done % validate_every == 0 or done == steps):
                 state, scored = on(mesh, consider, validate, state)
                 score = float(scored)
-                recorder.add_score(score, done)
+                history.add_score(score)
             for callback in callbacks:
-                callback(Progress(handed_out(mesh, state), steps, recorder.chunks[-1], score))
+                callback(Progress(handed_out(mesh, state), steps, history.chunks[-1], score))
+    history.finish()
     state = handed_out(mesh, state)
     selected = validate is not None and np.isfinite(float(state.best_score))
     chosen = state.best_phi if selected else state.phi
-    return TrainResult(chosen, state.phi, recorder.history(), state)
+    return TrainResult(chosen, state.phi, history.arrays(), state)
 
 
 def _prepare(
@@ -259,15 +277,23 @@ def _prepare(
     mesh: Mesh | None,
     data: str = "replicated",
 ) -> tuple[Estimator, optax.GradientTransformation]:
-    estimator = estimator or truncated()
+    require_kinds(opt, meta_optimizer, estimator, mesh, data)
+    tasks_of(task)
+    estimator = truncated() if estimator is None else estimator
     if not isinstance(task, Task | LearnedTask) and not isinstance(estimator, Mixture):
         estimator = mixture(estimator)
-    _checks.choice("data", data, DATA)
     if mesh is None:
-        estimates = estimator(opt, task, batch)
+        estimates = make_estimator(estimator, opt, task, batch, None)
     else:
         estimates = over_devices(estimator, opt, task, batch, mesh, data)
-    return estimates, as_pytree(meta_optimizer or optax.adam(1e-3))
+    meta = optax.adam(1e-3) if meta_optimizer is None else meta_optimizer
+    return estimates, as_pytree(meta)
+
+
+def _first(rows: Array, size: int) -> np.ndarray:
+    """The rows that a chunk filled; a part is copied, so that the rest is not kept."""
+    found = np.asarray(rows)
+    return found if len(found) == size else found[:size].copy()
 
 
 @jax.jit
@@ -287,7 +313,7 @@ def _jitted_start(
         opt_state=meta.init(phi),
         estimator=estimates.init(state_key, phi),
         best_phi=phi,
-        best_score=jnp.asarray(jnp.inf, jnp.float32),
+        best_score=jnp.asarray(jnp.inf, jnp.result_type(float)),
         stale=zero,
     )
 
@@ -347,36 +373,3 @@ def _jitted_chunk(
     rows = jax.tree.map(lambda shape: jnp.zeros((capacity, *shape.shape), shape.dtype), shapes)
     # A loop with a traced bound, so that a shorter last chunk is the same program.
     return jax.lax.fori_loop(0, size, body, (state, rows))
-
-
-class _Recorder:
-    """Collects the metrics of chunks on the host."""
-
-    def __init__(self, patience: int) -> None:
-        self.chunks: list[dict[str, np.ndarray]] = []
-        self._scores: list[tuple[int, float]] = []
-        self._patience = patience
-
-    def add(self, metrics: dict[str, np.ndarray], done: int) -> None:
-        """Keeps a chunk, unless the last `patience` meta-steps came to nothing."""
-        self.chunks.append(metrics)
-        # A chunk cut short by a validation or the end has few steps: those before it count too.
-        skipped = np.concatenate([c["skipped"] for c in self.chunks[-self._patience :]])
-        skipped = skipped[-self._patience :]
-        if skipped.all():
-            raise FloatingPointError(
-                f"no meta-gradient was finite in meta-steps {done - len(skipped)} to "
-                f"{done - 1}; lower the rate of meta_optimizer, clip its gradients "
-                "(optax.clip_by_global_norm) or lower the optimizer's output_scale"
-            )
-
-    def add_score(self, score: float, done: int) -> None:
-        self._scores.append((done, score))
-
-    def history(self) -> dict[str, np.ndarray]:
-        names = self.chunks[0] if self.chunks else {}
-        history = {name: np.concatenate([c[name] for c in self.chunks]) for name in names}
-        if self._scores:
-            steps, scores = zip(*self._scores, strict=True)
-            history |= {"validation_step": np.array(steps), "validation": np.array(scores)}
-        return history

@@ -17,7 +17,7 @@ from l2ljax.core import (
     as_pytree,
     closure,
 )
-from l2ljax.meta._binding import bind
+from l2ljax.meta._binding import bind, tasks_of
 from l2ljax.meta._episodes import member_key
 from l2ljax.meta._progress import TrainState
 from l2ljax.meta._unroll import unroll_batch
@@ -89,7 +89,7 @@ def validation(
     ()
     """
     _checks.count("problems", problems)
-    tasks = (task,) if isinstance(task, Task | LearnedTask) else tuple(task)
+    tasks = tasks_of(task)
     if not tasks:
         raise ValueError("task must be a Task or a sequence of them, got none")
     settings = list(
@@ -172,8 +172,16 @@ def consider(
 
     Returns:
         The state with its selection brought up to date, and the score.
+
+    Raises:
+        ValueError: for a score that is not one floating-point number.
     """
-    score = jnp.asarray(validate(state.phi), state.best_score.dtype)
+    score = jnp.asarray(validate(state.phi))
+    if score.shape or not jnp.issubdtype(score.dtype, jnp.floating):
+        raise ValueError(
+            f"validate must return one floating-point number, got {score.dtype}{list(score.shape)}"
+        )
+    score = score.astype(state.best_score.dtype)
     better = score < state.best_score
     best_phi = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.phi, state.best_phi)
     state = state._replace(

@@ -61,7 +61,7 @@ def weighted(terms: Sequence[Term] | Mapping[str, Term]) -> EstimatorFactory:
         `fold_in(key, 2**31 + 1 + i)`, so that they draw different problems.
 
     Raises:
-        ValueError: for no terms, or a weight that is not finite.
+        ValueError: for no terms, one that is no such pair, or a weight that is not finite.
 
     >>> import l2ljax as l2l
     >>> from l2ljax.meta import imitation, truncated
@@ -81,8 +81,10 @@ def weighted(terms: Sequence[Term] | Mapping[str, Term]) -> EstimatorFactory:
     named = terms if isinstance(terms, Mapping) else {str(i): t for i, t in enumerate(terms)}
     if not named:
         raise ValueError("terms must have at least one pair of a weight and an estimator, got none")
-    for name, (weight, _) in named.items():
-        _checks.finite(f"the weight of {name!r}", weight)
+    for name, term in named.items():
+        if not isinstance(term, tuple | list) or len(term) != 2 or not callable(term[1]):
+            _checks.refuse(f"term {name!r}", term, "a pair of a weight and an estimator factory")
+        _checks.finite(f"the weight of {name!r}", term[0])
     weights = tuple(
         as_partial(weight) if callable(weight) else jnp.asarray(weight)
         for weight, _ in named.values()

@@ -234,11 +234,47 @@ def test_one_failure_in_a_chunk_cut_short_does_not_end_the_run():
     assert result.history["skipped"].sum() == 2
 
 
-@pytest.mark.parametrize("settings", [{}, {"validate": distance_to(0), "validate_every": 1}])
-def test_a_whole_chunk_of_failures_ends_the_run_and_says_what_to_do(settings):
-    message = "no meta-gradient was finite in meta-steps 3 to 5; lower the rate .*clip"
+CUTS = [
+    {"chunk": 1},
+    {"chunk": 3},
+    {"chunk": 50},
+    {"validate": distance_to(0), "validate_every": 1},
+]
+
+
+@pytest.mark.parametrize("settings", CUTS, ids=str)
+def test_many_failures_one_after_the_other_end_the_run_and_say_what_to_do(settings):
+    message = "no meta-gradient was finite in meta-steps 3 to 27; lower the rate .*clip"
     with pytest.raises(FloatingPointError, match=message):
-        failing_train([3, 4, 5], **settings)
+        failing_train(range(3, 28), steps=40, **settings)
+    failures = [*range(3, 27), *range(28, 40)]
+    assert failing_train(failures, steps=40, **settings).history["skipped"].sum() == 36
+
+
+@pytest.mark.parametrize("settings", CUTS, ids=str)
+def test_a_run_of_failures_alone_is_none(settings):
+    with pytest.raises(FloatingPointError, match="in meta-steps 0 to 7"):
+        failing_train(range(8), **settings)
+    # What is left of a run that has had better meta-steps may fail.
+    half = failing_train([7], steps=7, **settings)
+    assert failing_train([7], state=half.state, **settings).history["skipped"].all()
+
+
+def test_rows_of_a_chunk_cut_short_keep_no_others():
+    seen = []
+    keep = [lambda progress: seen.append(progress.metrics)]
+    meta_train(steps=5, validate=None, validate_every=100, callbacks=keep)
+    assert [len(metrics["losses"]) for metrics in seen] == [4, 1]
+    for array in seen[1].values():
+        assert array.base is None or array.base.nbytes == array.nbytes
+
+
+def test_the_best_score_has_the_precision_of_the_default(x64):
+    opt = LearnedOptimizer(init=lambda key: jnp.zeros(()), bind=optax.sgd)
+    score = 1 + 2.0**-40
+    result = train(opt, TASK, key=KEY, steps=1, estimator=ESTIMATOR,
+                   validate=lambda phi: score + 0 * phi)  # fmt: skip
+    assert float(result.state.best_score) == score
 
 
 def test_a_meta_optimizer_may_ask_for_the_meta_loss():
@@ -327,7 +363,8 @@ def test_bad_arguments_are_named(call, message):
 
 
 def make_state(step):
-    _, state = make_step(OPT, TASK, key=KEY, batch=2, estimator=ESTIMATOR)
+    names = ("key", "batch", "estimator", "meta_optimizer")
+    _, state = make_step(OPT, TASK, **{name: SETTINGS[name] for name in names})
     return state._replace(step=jnp.int32(step))
 
 
