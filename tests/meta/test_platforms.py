@@ -48,8 +48,10 @@ def test_an_update_is_lowered_for_every_platform(name):
         meta.truncated(horizon=4, truncation=2),
         meta.full(horizon=5),
         meta.pes(horizon=4, truncation=2),
+        meta.es(horizon=2, pairs=2),
+        meta.forward(horizon=2),
     ],
-    ids=["truncated", "full", "pes"],
+    ids=["truncated", "full", "pes", "es", "forward"],
 )
 def test_meta_training_is_lowered_for_every_platform(estimator):
     opt, task = OPTIMIZERS["lstm"], tasks.quadratic(2)
@@ -66,3 +68,16 @@ def test_meta_training_is_lowered_for_every_platform(estimator):
     )
     for platform in PLATFORMS:
         assert chunk.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("batch", "estimator"),
+    [(8, meta.truncated(horizon=4, truncation=2)), (1, meta.es(horizon=2, pairs=8))],
+    ids=["problems", "perturbations"],
+)
+def test_meta_training_of_eight_devices_is_lowered_for_every_platform(batch, estimator):
+    mesh = jax.make_mesh((8,), ("problems",))
+    step, state = meta.make_step(
+        OPTIMIZERS["lstm"], tasks.quadratic(2), key=KEY, batch=batch, estimator=estimator, mesh=mesh
+    )
+    assert lowered(lambda state, key: step(state, key), state, KEY).nr_devices == 8
