@@ -112,9 +112,14 @@ def _of_mesh(leaf: Any, mesh: Mesh) -> Any:
     """An array on all devices of a mesh, its parts where they are, with the mesh's axis types."""
     if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf.sharding, NamedSharding):
         return leaf
-    spec = PartitionSpec() if leaf.sharding.is_fully_replicated else leaf.sharding.spec
-    sharding = NamedSharding(mesh, spec)
-    return leaf if sharding == leaf.sharding else _put(leaf, sharding)
+    here = leaf.sharding
+    if here.mesh == mesh:
+        return leaf
+    if here.is_fully_replicated:
+        return _put(leaf, NamedSharding(mesh, PartitionSpec()))
+    # In parts along other axes: the program that takes it will move them.
+    same = here.mesh.axis_names == mesh.axis_names
+    return _put(leaf, NamedSharding(mesh, here.spec)) if same else leaf
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> Any:

@@ -1,4 +1,4 @@
-"""What the tests of estimators share: two meta-parameters, a small task, and compiled functions.
+"""What tests of estimators share: two meta-parameters, a small task, a mesh, compiled functions.
 
 Records are pytrees, so that one compiled function serves all estimators of equal settings.
 """
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType
 
 from l2ljax.core import LearnedOptimizer
 from l2ljax.tasks import quadratic
@@ -26,6 +27,14 @@ def start(estimator, phi=PHI):
 @jax.jit
 def estimate(estimator, phi, state, key):
     return estimator.estimate(phi, state, key)
+
+
+def mesh_of(devices, axes=("problems",), shape=None, kind=AxisType.Explicit):
+    """The first devices as a mesh."""
+    shape = shape or (devices,)
+    return jax.make_mesh(
+        shape, axes, devices=jax.devices()[:devices], axis_types=(kind,) * len(shape)
+    )
 
 
 def slopes(estimator, phi, state, key, width=1e-6):

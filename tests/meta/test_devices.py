@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from l2ljax import checkpoint, learned, meta, tasks
-from tests.meta.small import KEY, assert_identical
+from tests.meta.small import KEY, assert_identical, mesh_of
 
 OPT = learned.lstm((4,))
 TASKS = [tasks.quadratic(3), tasks.quadratic(2)]
@@ -54,13 +54,6 @@ def train(name, mesh, steps=STEPS, batch=BATCH, estimators=ESTIMATORS, **options
         mesh=mesh,
         chunk=STEPS,
         **options,
-    )
-
-
-def mesh_of(devices, axes=("problems",), shape=None, kind=AxisType.Explicit):
-    shape = shape or (devices,)
-    return jax.make_mesh(
-        shape, axes, devices=jax.devices()[:devices], axis_types=(kind,) * len(shape)
     )
 
 
@@ -187,9 +180,14 @@ def test_a_step_of_ones_own_loop_takes_a_mesh():
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-@pytest.mark.parametrize("around", [AxisType.Explicit, AxisType.Auto])
 @pytest.mark.parametrize(
-    "key", [jax.random.key(0), jax.random.PRNGKey(0)], ids=["typed key", "raw key"]
+    ("around", "key"),
+    [
+        (AxisType.Explicit, KEY),
+        pytest.param(AxisType.Explicit, jax.random.key_data(KEY), marks=pytest.mark.slow),
+        pytest.param(AxisType.Auto, KEY, marks=pytest.mark.slow),
+    ],
+    ids=["explicit", "explicit, raw key", "auto"],
 )
 def test_training_takes_its_mesh_inside_a_set_mesh(around, key):
     options = {"key": key, "steps": 4, "batch": BATCH, "estimator": ESTIMATORS["truncated"]}
@@ -223,6 +221,21 @@ def test_a_step_of_ones_own_loop_works_inside_a_set_mesh(around):
             state, metrics = step(state, KEY)
             losses.append(metrics["loss"] + 0)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+def test_meta_parameters_may_be_on_the_mesh_already(kind):
+    phi = OPT.init(KEY)
+    found = [
+        train("truncated", mesh_of(8), steps=1, phi=jax.device_put(phi, place)).history["loss"]
+        for place in (
+            jax.devices()[0],
+            NamedSharding(mesh_of(8, kind=kind), PartitionSpec()),
+            NamedSharding(mesh_of(8, ("others",), kind=kind), PartitionSpec()),
+        )
+    ]
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
 
 
 def test_arrays_of_a_validation_may_be_on_one_device():

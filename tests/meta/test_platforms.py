@@ -9,6 +9,7 @@ from jax import export
 from l2ljax import learned, meta, tasks
 from l2ljax.core import as_pytree
 from l2ljax.meta import _train
+from tests.meta.small import mesh_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 KEY = jax.random.key(0)
@@ -76,7 +77,7 @@ def test_meta_training_is_lowered_for_every_platform(estimator):
     ids=["problems", "perturbations"],
 )
 def test_meta_training_of_eight_devices_is_lowered_for_every_platform(batch, estimator):
-    mesh = jax.make_mesh((8,), ("problems",))
+    mesh = mesh_of(8)
     step, state = meta.make_step(
         OPTIMIZERS["lstm"], tasks.quadratic(2), key=KEY, batch=batch, estimator=estimator, mesh=mesh
     )

@@ -21,7 +21,7 @@ from l2ljax.meta import (
     truncated,
     weighted,
 )
-from tests.meta.small import KEY, OPT, PHI, TASK
+from tests.meta.small import KEY, OPT, PHI, TASK, mesh_of
 
 ESTIMATOR = truncated(horizon=4, truncation=2)
 
@@ -98,10 +98,6 @@ def test_an_argument_of_the_loop_is_named(options, message):
 def test_an_argument_of_an_estimator_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def mesh_of(devices):
-    return jax.make_mesh((devices,), ("problems",), devices=jax.devices()[:devices])
 
 
 RUN = {"batch": 8, "meta_optimizer": optax.adam(0.1)}
