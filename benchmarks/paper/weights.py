@@ -78,6 +78,8 @@ def train_part(
     task = recipe.task if part.task is None else part.task
     _, like = meta.make_step(recipe.opt, task, **options)
     state, history = run.load(like)
+    if state is not None:
+        options["phi"] = None
     saver = Saver(run, state, history, seconds=60)
     start = time.perf_counter()
     result = meta.train(

@@ -267,6 +267,8 @@ def _meta_train(
         state, history = run.load(like)
         if devices.leads():
             print(f"going on from meta-step {0 if state is None else int(state.step)}")
+        if state is not None:
+            job.training.pop("phi", None)
     saver = Saver(run, state, history, SAVE_SECONDS)
     try:
         result = meta.train(

@@ -175,8 +175,8 @@ def train(
         patience: validations without a new best after which training stops; None: never.
         phi: the first φ, such as that of an earlier run; default: drawn by `opt.init`, and ψ by
             `task.init`.
-        state: a state to go on from, with the same `key` and settings, with which `phi` is of no
-            account; `steps` then counts from the beginning of the run.
+        state: a state to go on from, with the same `key` and settings, but no `phi`; `steps` then
+            counts from the beginning of the run.
         mesh: devices along whose first axis the batch is split, such as
             `jax.make_mesh((jax.device_count(),), ("problems",))`; default: the first device has it
             all. Where they cannot share the batch evenly, and the estimator is `es` or `pes` (or a
@@ -198,8 +198,8 @@ def train(
         ValueError: for sizes below 1, an argument of another kind than it must be, no task, an
             unknown `data`, `patience` without `validate`, a `validate` that does not return one
             number, `phi` of other shapes than `opt` draws, a `state` past `steps` or of other
-            settings, or a batch and pairs of perturbations that the devices of `mesh` cannot share
-            evenly.
+            settings, `phi` and `state` together, or a batch and pairs of perturbations that the
+            devices of `mesh` cannot share evenly.
         RuntimeError: if `meta.reversible` could not run an episode back to its beginning.
         FloatingPointError: if no meta-gradient was finite in 25 meta-steps one after the other, or
             in a whole run.
@@ -219,6 +219,8 @@ def train(
         _checks.count("patience", patience)
         if validate is None:
             raise ValueError(f"validate must be given for patience={patience} to count, got None")
+    if phi is not None and state is not None:
+        raise ValueError("phi must be None with a state, which has its own, got both")
     validate, callbacks = functions(validate, callbacks)
     estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator, mesh, data)
     draw = drawing(opt, task)

@@ -242,7 +242,7 @@ CUTS = [
 ]
 
 
-@pytest.mark.parametrize("settings", CUTS, ids=str)
+@pytest.mark.parametrize("settings", CUTS, ids=lambda settings: "-".join(settings))
 def test_many_failures_one_after_the_other_end_the_run_and_say_what_to_do(settings):
     message = "no meta-gradient was finite in meta-steps 3 to 27; lower the rate .*clip"
     with pytest.raises(FloatingPointError, match=message):
@@ -251,7 +251,7 @@ def test_many_failures_one_after_the_other_end_the_run_and_say_what_to_do(settin
     assert failing_train(failures, steps=40, **settings).history["skipped"].sum() == 36
 
 
-@pytest.mark.parametrize("settings", CUTS, ids=str)
+@pytest.mark.parametrize("settings", CUTS, ids=lambda settings: "-".join(settings))
 def test_a_run_of_failures_alone_is_none(settings):
     with pytest.raises(FloatingPointError, match="in meta-steps 0 to 7"):
         failing_train(range(8), **settings)
@@ -272,8 +272,9 @@ def test_rows_of_a_chunk_cut_short_keep_no_others():
 def test_the_best_score_has_the_precision_of_the_default(x64):
     opt = LearnedOptimizer(init=lambda key: jnp.zeros(()), bind=optax.sgd)
     score = 1 + 2.0**-40
-    result = train(opt, TASK, key=KEY, steps=1, estimator=ESTIMATOR,
-                   validate=lambda phi: score + 0 * phi)  # fmt: skip
+    result = train(
+        opt, TASK, key=KEY, steps=1, estimator=ESTIMATOR, validate=lambda phi: score + 0 * phi
+    )
     assert float(result.state.best_score) == score
 
 

@@ -145,6 +145,12 @@ def test_a_state_of_other_settings_is_refused(began, goes_on, message):
         call(train, **{**RUN, "steps": 4, **goes_on}, state=state)
 
 
+def test_phi_with_a_state_is_refused():
+    state = call(train, steps=1).state
+    with pytest.raises(ValueError, match="phi must be None with a state, which has its own"):
+        call(train, state=state, phi=PHI)
+
+
 def test_a_state_of_a_phi_in_other_precision_goes_on():
     options = {**RUN, "steps": 2}
     half = call(train, **{**options, "steps": 1}, phi=PHI.astype(jnp.bfloat16))
