@@ -147,7 +147,9 @@ def _values(*flat: Array, network: Network) -> list[Array]:
 
 def _sequence_values(*flat: Array, network: Network) -> list[Array]:
     phi, carries, xs = _tree(flat)
-    carries, outputs = jax.lax.scan(functools.partial(network, phi), carries, xs)
+    # Gates are computed again backwards, as the program does.
+    step = jax.checkpoint(functools.partial(network, phi), prevent_cse=False)
+    carries, outputs = jax.lax.scan(step, carries, xs)
     return [*(leaf for carry in carries for leaf in carry), outputs]
 
 

@@ -303,8 +303,8 @@ ffi::Error Forward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingArg
 }
 
 // The transposed derivative of a step, or of a sequence of them.
-ffi::Error pull_back(bool sequence, ffi::ThreadPool pool, std::int64_t devices,
-                     ffi::RemainingArgs arguments, ffi::RemainingRets results) {
+ffi::Error run_backward(bool sequence, ffi::ThreadPool pool, std::int64_t devices,
+                        ffi::RemainingArgs arguments, ffi::RemainingRets results) {
   int layers = (int(arguments.size()) - 4) / 6, weights = 2 * layers + 2;
   auto argument = [&](int i) { return arguments.get<Buffer>(i).value(); };
   auto result = [&](int i) { return results.get<Buffer>(i).value()->typed_data(); };
@@ -353,12 +353,12 @@ ffi::Error pull_back(bool sequence, ffi::ThreadPool pool, std::int64_t devices,
 
 ffi::Error Backward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingArgs arguments,
                     ffi::RemainingRets results) {
-  return pull_back(false, pool, devices, arguments, results);
+  return run_backward(false, pool, devices, arguments, results);
 }
 
 ffi::Error SequenceBackward(ffi::ThreadPool pool, std::int64_t devices,
                             ffi::RemainingArgs arguments, ffi::RemainingRets results) {
-  return pull_back(true, pool, devices, arguments, results);
+  return run_backward(true, pool, devices, arguments, results);
 }
 
 }  // namespace

@@ -207,7 +207,8 @@ def lstm_sequence(
     network = _Network(_CoordinateLSTM(hidden))
     if xs.size and kernels.cpu_serves((phi, carries, xs)):
         return kernels.cpu_lstm_sequence(network, phi, carries, xs)
-    return jax.lax.scan(functools.partial(network, phi), carries, xs)
+    step = jax.checkpoint(functools.partial(network, phi), prevent_cse=False)
+    return jax.lax.scan(step, carries, xs)
 
 
 @dataclasses.dataclass(frozen=True)
