@@ -126,7 +126,7 @@ def test_it_runs_where_jit_is_turned_off():
 
 @pytest.mark.parametrize("spec", [(None, "x"), (None, "x", None), (None, None, "x")])
 def test_results_are_split_as_those_of_the_network_are(spec):
-    mesh = jax.make_mesh((1,), ("x",))
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(AxisType.Explicit,))
     phi, carries, x = arguments_of((3,), 2, (4, 6)[: len(spec) - 1])
     split = jax.sharding.NamedSharding(mesh, PartitionSpec(*spec))
     carries, x = jax.device_put((carries, x), split)
