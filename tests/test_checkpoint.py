@@ -132,11 +132,10 @@ def test_a_dtype_that_cannot_be_read_is_refused_before_anything_is_written(tmp_p
 
 
 def test_a_file_with_other_dtypes_is_refused_with_their_name(tmp_path, monkeypatch):
-    monkeypatch.setitem(checkpoint.DTYPES, "C64", "complex64")
-    tree = {"w": jnp.ones(2, jnp.complex64)}
+    tree = {"w": jnp.ones(2, jnp.float16)}
     checkpoint.save_weights(tmp_path, tree, {})
-    monkeypatch.undo()
-    with pytest.raises(ValueError, match="weights.safetensors must be.*w is C64, none of BOOL"):
+    monkeypatch.delitem(checkpoint.DTYPES, "F16")
+    with pytest.raises(ValueError, match="weights.safetensors must be.*w is F16, none of BOOL"):
         checkpoint.read_weights(tmp_path, tree)
 
 
@@ -275,6 +274,8 @@ def test_a_state_comes_back_bit_for_bit_with_its_structure_and_keys(tmp_path):
     assert_identical(numbers(again), numbers(state()))
 
 
+# The oldest orbax that is allowed says so of shapes.
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_state_is_read_into_shapes_like_into_arrays(tmp_path):
     for step, implementation in enumerate(["threefry2x32", "rbg"]):
         key = jax.random.split(jax.random.key(0, impl=implementation), 2)

@@ -139,6 +139,8 @@ def test_what_is_neither_a_name_nor_a_path_is_refused(name, unchecked):
         learned.load(name)
 
 
+# The oldest Flax that is allowed, with its JAX.
+@pytest.mark.filterwarnings("ignore:jax.*[rR]ef is deprecated:DeprecationWarning")
 def test_in_a_chain_it_works_in_nnx_too(saved):
     from flax import nnx
 
