@@ -69,8 +69,8 @@ def partition(
 
     Raises:
         ValueError: for no optimizers, one that is no learned optimizer, or a label without
-            optimizer; from `init` and `update`, for a
-            leaf without label or with one that has no optimizer, and for two leaves with one path.
+            optimizer; from `init` and `update`, for a leaf without label or with one that has no
+            optimizer, and for two leaves with one path.
 
     Reference:
         Andrychowicz et al. (2016), section 3.3: one LSTM for the convolutional layers, another for

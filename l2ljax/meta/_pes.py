@@ -89,9 +89,9 @@ def pes(
 
     Returns:
         A factory `(opt, task, batch=1) -> Estimator` with the `aux` of `meta.truncated`; loss and
-        `losses` are means over the perturbed runs. Its state is a `PESState`. On a
-        mesh whose devices cannot share the batch evenly they share the pairs, as with `es`, and the
-        state of their runs.
+        `losses` are means over the perturbed runs. Its state is a `PESState`. On a mesh whose
+        devices cannot share the batch evenly they share the pairs, as with `es`, and the state of
+        their runs.
 
     Raises:
         ValueError: as `meta.truncated` does; for σ that is not positive, or no pair.
