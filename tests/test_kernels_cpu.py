@@ -23,11 +23,11 @@ from jax.sharding import AxisType, PartitionSpec
 from l2ljax import kernels, learned, meta, tasks
 from l2ljax.kernels import _build
 from l2ljax.networks import lstm_apply
-from tests import lstm_cases
+from tests.lstm_cases import SIZES as USUAL
 from tests.lstm_cases import arguments_of, assert_close, like
 
 HIDDEN = (20, 20)
-SIZES = lstm_cases.SIZES | {
+SIZES = USUAL | {
     "whole tiles": ((20, 20), 1, (64,)),
     "nine layers": ((2,) * 9, 1, (33,)),
     "many coordinates": ((4,), 2, (20_000,)),

@@ -176,10 +176,7 @@ def _update(
     _checks.floating_leaves("updates", updates)
     dtype = state.square.dtype
     memories = [AdaptiveMemory(state.means, state.square, state.layers), *state.large]
-    batches = functools.partial(_coordinates.batches, dtype=dtype, layout=design.layout)
-    unbatch = functools.partial(_coordinates.unbatch, layout=design.layout)
-    if sequence:
-        batches, unbatch = jax.vmap(batches), jax.vmap(unbatch)
+    batches, unbatch = _coordinates.ways(dtype, design.layout, sequence=sequence)
     gradients = batches(updates)
     _coordinates.require_fit(memories, gradients, leading=int(sequence))
     times = optax.safe_increment(state.count)

@@ -94,6 +94,15 @@ def unbatch(found: Sequence[Array], like: PyTree, layout: str) -> PyTree:
     return jax.tree.unflatten(structure, parts)
 
 
+def ways(
+    dtype: jnp.dtype, layout: str, *, sequence: bool
+) -> tuple[Callable[[PyTree], list[Array]], Callable[[list[Array], PyTree], PyTree]]:
+    """`batches` and `unbatch` with these settings; of a sequence, all have a leading axis."""
+    into = functools.partial(batches, dtype=dtype, layout=layout)
+    back = functools.partial(unbatch, layout=layout)
+    return (jax.vmap(into), jax.vmap(back)) if sequence else (into, back)
+
+
 def zeros(params: PyTree, make: Callable[[tuple[int, ...]], PyTree], layout: str) -> list[PyTree]:
     """A memory of zeros for each batch; that of a large leaf is split over devices as the leaf is.
 

@@ -238,10 +238,7 @@ def _update(
     dtype = _coordinates.working_dtype(memories)
     phi = _coordinates.cast(phi, dtype)
     step = closure(_steps if sequence else _step, phi, **settings)
-    batches = functools.partial(_coordinates.batches, dtype=dtype, layout=layout)
-    unbatch = functools.partial(_coordinates.unbatch, layout=layout)
-    if sequence:
-        batches, unbatch = jax.vmap(batches), jax.vmap(unbatch)
+    batches, unbatch = _coordinates.ways(dtype, layout, sequence=sequence)
     gradients = batches(updates)
     _coordinates.require_fit(memories, gradients, leading=int(sequence))
     # The program of `kernels` has tiles of its own, but none for a state of another precision.
