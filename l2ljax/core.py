@@ -109,20 +109,46 @@ class ReplayableTransformation(CoordinatewiseTransformation):
 
     Where gradients are constants to a meta-gradient, its backward pass is that of the optimizer on
     gradients that are known by then. A type that has a quicker way through all of them than one
-    update after another says so by this mark, and overrides `replay`.
+    update after another says so by this mark, and overrides `replay`; where that would compute
+    again what an update knows, the update may note it.
     """
 
-    def replay(self, gradients: Params, state: Any) -> tuple[Params, Any]:
+    def notes(self, state: Any, steps: int) -> Any:
+        """Room for what `noting` notes of so many steps.
+
+        Args:
+            state: the state before the first step.
+            steps: how many there will be.
+        """
+        del state, steps
+        return None
+
+    def noting(self, gradients: Params, state: Any, notes: Any) -> tuple[Params, Any, Any]:
+        """`update` with notes for `replay`.
+
+        Args:
+            gradients: of one step.
+            state: the state before it.
+            notes: of the steps before it, first those of `notes`.
+
+        Returns:
+            Updates, the new state, and the notes with those of this step.
+        """
+        return (*self.update(gradients, state), notes)
+
+    def replay(self, gradients: Params, state: Any, notes: Any = None) -> tuple[Params, Any]:
         """The updates that gradients lead to, one after another.
 
         Args:
             gradients: a tree of gradients with a leading axis of steps.
             state: the state before the first step.
+            notes: what `noting` noted of these very steps.
 
         Returns:
             Updates, with that axis too, and the state after the last step; `jax.vjp` of both serves
             by the arrays of the transformation and by `state`.
         """
+        del notes
 
         def step(state: Any, gradient: Params) -> tuple[Any, Params]:
             updates, state = self.update(gradient, state)

@@ -1,6 +1,8 @@
 """What every test has: checked annotations, a compilation cache, and the data folder."""
 
 import os
+import platform
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +47,20 @@ def x64() -> Iterator[None]:
     """Float64 is the default."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def program() -> None:
+    """The CPU's program, built if it was not; skips where it cannot be."""
+    from l2ljax import kernels
+    from l2ljax.kernels import _build
+
+    if not any(map(shutil.which, _build._COMPILERS)):
+        pytest.skip("there is no GCC")
+    if platform.machine() != "x86_64":
+        pytest.skip("the program is for x86-64")
+    if not kernels.load():
+        kernels.build()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,10 +1,12 @@
 """Sizes of the coordinate LSTM that its programs are tested with, and arguments of such sizes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from l2ljax.networks import lstm_init
+from l2ljax.networks import lstm_apply, lstm_init
 
 SIZES = {
     "the paper's": ((20, 20), 2, (150,)),
@@ -13,6 +15,18 @@ SIZES = {
     "one coordinate": ((4, 4), 3, ()),
     "coordinates on two axes": ((5,), 2, (7, 11)),
 }
+
+PROGRAM_SIZES = SIZES | {
+    "whole tiles": ((20, 20), 1, (64,)),
+    "nine layers": ((2,) * 9, 1, (33,)),
+    "many coordinates": ((4,), 2, (20_000,)),
+}
+"""Those, and others that the CPU's program must treat with care."""
+
+
+def network(hidden):
+    """The definition."""
+    return functools.partial(lstm_apply, hidden=hidden, fused=False)
 
 
 def arguments_of(hidden, features, shape, steps=(), scale=1.0):

@@ -8,8 +8,6 @@ import functools
 import inspect
 import json
 import os
-import platform
-import shutil
 import subprocess
 import sys
 
@@ -22,30 +20,11 @@ from jax.sharding import AxisType, PartitionSpec
 
 from l2ljax import kernels, learned, meta, tasks
 from l2ljax.kernels import _build
-from l2ljax.networks import lstm_apply
-from tests.lstm_cases import SIZES as USUAL
-from tests.lstm_cases import arguments_of, assert_close, like
+from tests.lstm_cases import PROGRAM_SIZES, arguments_of, assert_close, like, network
 
 HIDDEN = (20, 20)
-SIZES = USUAL | {
-    "whole tiles": ((20, 20), 1, (64,)),
-    "nine layers": ((2,) * 9, 1, (33,)),
-    "many coordinates": ((4,), 2, (20_000,)),
-}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def built():
-    if not any(map(shutil.which, _build._COMPILERS)):
-        pytest.skip("there is no GCC")
-    if platform.machine() != "x86_64":
-        pytest.skip("the program is for x86-64")
-    if not kernels.load():
-        kernels.build()
-
-
-def network(hidden):
-    return functools.partial(lstm_apply, hidden=hidden, fused=False)
+pytestmark = pytest.mark.usefixtures("program")
 
 
 @functools.cache
@@ -54,9 +33,9 @@ def fused(hidden):
     return functools.partial(kernels.cpu_lstm, network(hidden))
 
 
-@pytest.mark.parametrize("case", SIZES)
+@pytest.mark.parametrize("case", PROGRAM_SIZES)
 def test_values_and_gradients_are_those_of_the_network(case):
-    hidden, features, shape = SIZES[case]
+    hidden, features, shape = PROGRAM_SIZES[case]
     arguments = arguments_of(hidden, features, shape)
     expected, pull = jax.vjp(network(hidden), *arguments)
     found, pull_fused = jax.vjp(fused(hidden), *arguments)
@@ -75,33 +54,6 @@ def test_the_program_is_what_runs():
     assert _build.FORWARD in jax.jit(fused(HIDDEN)).lower(*arguments_of(HIDDEN, 2, (8,))).as_text()
 
 
-@functools.cache
-def sequence(hidden):
-    return functools.partial(kernels.cpu_lstm_sequence, network(hidden))
-
-
-@pytest.mark.parametrize("case", SIZES)
-def test_a_sequence_is_its_steps_one_after_another(case):
-    hidden, features, shape = SIZES[case]
-    arguments = arguments_of(hidden, features, shape, steps=(3,))
-
-    def steps(phi, carries, xs):
-        return jax.lax.scan(functools.partial(network(hidden), phi), carries, xs)
-
-    expected, pull = jax.vjp(jax.jit(steps), *arguments)
-    found, pull_sequence = jax.vjp(jax.jit(sequence(hidden)), *arguments)
-    assert_close(found, expected)
-    gradients = like(expected)
-    assert_close(pull_sequence(gradients), pull(gradients))
-
-
-def test_the_gradient_of_a_sequence_is_one_call():
-    arguments = arguments_of(HIDDEN, 2, (8,), steps=(5,))
-    text = jax.jit(jax.grad(lambda *a: sequence(HIDDEN)(*a)[1].sum())).lower(*arguments).as_text()
-    assert text.count(f"@{_build.SEQUENCE_BACKWARD}") == 1
-    assert _build.FORWARD not in text and "dot_general" not in text and "while" not in text
-
-
 def test_arguments_that_do_not_belong_together_are_refused():
     phi, carries, x = arguments_of((4,), 2, (8,))
     for wrong in (
@@ -114,8 +66,6 @@ def test_arguments_that_do_not_belong_together_are_refused():
     ):
         with pytest.raises((TypeError, ValueError, ScopeParamShapeError)):
             fused((4,))(*wrong)
-    with pytest.raises((TypeError, ValueError, ScopeParamShapeError)):
-        jax.grad(lambda phi: jnp.sum(sequence((4,))(phi, carries, jnp.ones((3, 2, 9)))[1]))(phi)
 
 
 def test_it_runs_where_jit_is_turned_off():

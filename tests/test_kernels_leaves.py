@@ -13,10 +13,7 @@ from l2ljax.kernels import _build, _leaves
 SHAPES = ((2, 3), (), (0, 4), (5,), (1, 1, 2))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def built():
-    if not kernels.load():
-        pytest.skip("the CPU's program was not built")
+pytestmark = pytest.mark.usefixtures("program")
 
 
 def leaves(dtype=jnp.float32, *batch):

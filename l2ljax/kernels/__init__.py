@@ -6,16 +6,26 @@ a GPU is in `l2ljax.kernels.gpu`, which is imported where it is wanted: Pallas t
 """
 
 from l2ljax.kernels._build import build, load
-from l2ljax.kernels._cpu import cpu_lstm, cpu_lstm_sequence, cpu_serves
+from l2ljax.kernels._cpu import (
+    Notes,
+    cpu_lstm,
+    cpu_lstm_noting,
+    cpu_lstm_sequence,
+    cpu_notes,
+    cpu_serves,
+)
 from l2ljax.kernels._leaves import cpu_join, cpu_split
 from l2ljax.kernels._primitives import cpu_has_whole
 
 __all__ = [
+    "Notes",
     "build",
     "cpu_has_whole",
     "cpu_join",
     "cpu_lstm",
+    "cpu_lstm_noting",
     "cpu_lstm_sequence",
+    "cpu_notes",
     "cpu_serves",
     "cpu_split",
     "load",

@@ -14,13 +14,21 @@ import tempfile
 import jax
 
 FORWARD, BACKWARD = "l2ljax_lstm_forward", "l2ljax_lstm_backward"
-SEQUENCE_BACKWARD = "l2ljax_lstm_sequence_backward"
+SEQUENCE_BACKWARD, NOTES = "l2ljax_lstm_sequence_backward", "l2ljax_lstm_notes"
 JOIN, SPLIT = "l2ljax_join", "l2ljax_split"
 
 # The program, and what it includes.
 _SOURCES = [
     pathlib.Path(__file__).with_name(name)
-    for name in ("leaves.cc", "lstm.cc", "network.h", "sums.h", "threads.h", "vectors.h")
+    for name in (
+        "leaves.cc",
+        "lstm.cc",
+        "network.h",
+        "sums.h",
+        "threads.h",
+        "vectors.h",
+        "workspace.h",
+    )
 ]
 # Tuned for no processor: for Zen 4, GCC 12's tuning makes the derivative 5 % slower.
 _OPTIONS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-w")
@@ -97,7 +105,7 @@ def _register(path: pathlib.Path) -> bool:
         return False
     if not library.l2ljax_runs_here():
         return False
-    for name in (FORWARD, BACKWARD, SEQUENCE_BACKWARD, JOIN, SPLIT):
+    for name in (FORWARD, BACKWARD, SEQUENCE_BACKWARD, NOTES, JOIN, SPLIT):
         capsule = jax.ffi.pycapsule(getattr(library, name))
         jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     return True

@@ -7,20 +7,25 @@ over axes that the weights have too.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from l2ljax.kernels import _build, _primitives
 from l2ljax.kernels._arrays import Carries, pairs, phi_of, weights_of
 
 Network = Callable[[PyTree, Carries, Array], tuple[Carries, Array]]
+
+# Numbers that `lstm.cc` keeps of a unit, coordinate and step, and a multiple of its tiles.
+_KEPT_OF_A_UNIT, _TILES = 5, 32
+_MOST_BYTES = 2**25
 
 
 def cpu_serves(tree: PyTree) -> bool:
@@ -62,17 +67,79 @@ def cpu_lstm(
     return pairs(outputs[:-1]), outputs[-1]
 
 
+class Notes(NamedTuple):
+    """What is kept of steps for a derivative of all of them.
+
+    Attributes:
+        kept: gates and cells of each unit, coordinate and step, in the program's own order; where
+            nothing was written yet, anything.
+        steps: how many were written.
+    """
+
+    kept: Float[Array, " numbers"]
+    steps: Int[Array, ""]
+
+
+def cpu_notes(networks: Sequence[Carries], steps: int) -> list[Notes] | None:
+    """Room for the notes of so many steps, or None if they would take too much of it.
+
+    Args:
+        networks: for each batch of coordinates the state before the first step.
+        steps: how many there will be.
+    """
+    sizes = []
+    for carries in networks:
+        units = sum(len(cell) for cell, _ in carries)
+        coordinates = math.prod(carries[0][0].shape[1:])
+        sizes.append(steps * _KEPT_OF_A_UNIT * units * -(-coordinates // _TILES) * _TILES)
+    if 4 * sum(sizes) > _MOST_BYTES:
+        return None
+    zero = jnp.zeros((), jnp.int32)
+    # With an argument it is none of the constants of a loop, which would be copied each time.
+    return [
+        Notes(_room.bind(carries[0][0], size=size)[0], zero)
+        for carries, size in zip(networks, sizes, strict=True)
+    ]
+
+
+def cpu_lstm_noting(
+    network: Network,
+    phi: PyTree,
+    carries: Carries,
+    x: Float[Array, "features *coordinates"],
+    notes: Notes,
+) -> tuple[Carries, Float[Array, "*coordinates"], Notes]:
+    """`cpu_lstm`, with notes of this step for `cpu_lstm_sequence`; it has no derivatives.
+
+    Args:
+        network: as in `cpu_lstm`.
+        phi: likewise.
+        carries: likewise.
+        x: likewise.
+        notes: of the steps before, from `cpu_notes`; their room is used again.
+
+    Returns:
+        The new carries, one output a coordinate, and notes of this step, too.
+
+    Raises:
+        ValueError: as `cpu_lstm`.
+    """
+    *outputs, kept = _noting.bind(*_flat(phi, carries, x), *notes, network=network)
+    return pairs(outputs[:-1]), outputs[-1], Notes(kept, notes.steps + 1)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def cpu_lstm_sequence(
     network: Network,
     phi: PyTree,
     carries: Carries,
     xs: Float[Array, "steps features *coordinates"],
+    notes: Notes | None = None,
 ) -> tuple[Carries, Float[Array, "steps *coordinates"]]:
     """Steps of `cpu_lstm` one after another, whose derivative backwards is one call of the program.
 
-    A tile of coordinates goes through all steps and back again before the next one begins, so that
-    no state of a step is an array of all coordinates. A thread keeps 40 kB a step instead, for two
+    A tile of coordinates goes back through all steps before the next one begins. Gates are those of
+    the notes; without them the tile goes forwards first, and a thread keeps 25 kB a step, for two
     layers of 20 units in AVX-512.
 
     Args:
@@ -80,6 +147,7 @@ def cpu_lstm_sequence(
         phi: likewise.
         carries: the state before the first step.
         xs: features of each coordinate at each step.
+        notes: what `cpu_lstm_noting` noted of these very steps, if anything.
 
     Returns:
         The state after the last step and one output a coordinate and step, differentiable backwards
@@ -88,6 +156,7 @@ def cpu_lstm_sequence(
     Raises:
         ValueError: as `cpu_lstm`.
     """
+    del notes
     return jax.lax.scan(functools.partial(cpu_lstm, network, phi), carries, xs)
 
 
@@ -96,9 +165,12 @@ def _sequence_forwards(network: Network, *arguments: Any) -> tuple[Any, Any]:
 
 
 def _sequence_backwards(network: Network, arguments: Any, gradients: Any) -> Any:
+    *arguments, notes = arguments
     carries, ys = gradients
     states = [leaf for carry in carries for leaf in carry]
-    return _tree(_sequence_transpose.bind(*_flat(*arguments), *states, ys, network=network))
+    kept = [] if notes is None else [notes.kept]
+    found = _sequence_transpose.bind(*_flat(*arguments), *states, ys, *kept, network=network)
+    return (*_tree(found), None)
 
 
 cpu_lstm_sequence.defvjp(_sequence_forwards, _sequence_backwards)
@@ -124,13 +196,14 @@ def _weights(flat: Any) -> int:
 
 
 def _layers_of_transpose(flat: Any) -> int:
-    """Of 4 L + 3 arguments of the network and 2 L + 1 gradients."""
+    """Of 4 L + 3 arguments of the network and 2 L + 1 gradients, and perhaps notes."""
     return (len(flat) - 4) // 6
 
 
 # What the primitives are: the network, its derivative along a direction, the transpose of that, and
 # the same of a sequence. The direction, and what a transpose takes, follow the arguments of the
-# network.
+# network; notes come last. A definition reads no notes, and those that it writes are not numbers:
+# the program must not take them for its own.
 
 
 def _values(*flat: Array, network: Network) -> list[Array]:
@@ -143,6 +216,16 @@ def _values(*flat: Array, network: Network) -> list[Array]:
             f"{[leaf.shape for leaf in old]} for {[leaf.shape for leaf in new]}"
         )
     return [*new, output]
+
+
+def _noted(*flat: Array, network: Network) -> list[Array]:
+    *flat, kept, _ = flat  # type: ignore[assignment]
+    return [*_values(*flat, network=network), jnp.full_like(kept, jnp.nan)]
+
+
+def _no_notes(cell: Array, *, size: int) -> list[Array]:
+    del cell
+    return [jnp.full(size, jnp.nan, jnp.float32)]
 
 
 def _sequence_values(*flat: Array, network: Network) -> list[Array]:
@@ -162,9 +245,11 @@ def _along(*flat: Array, network: Network) -> list[Array]:
 def _pulled_back(
     *flat: Array, network: Network, of: Callable[..., list[Array]] = _values
 ) -> list[Array]:
-    count = 4 * _layers_of_transpose(flat) + 3
+    layers = _layers_of_transpose(flat)
+    count = 4 * layers + 3
     values = functools.partial(of, network=network)
-    return list(jax.vjp(values, *flat[:count])[1](list(flat[count:])))
+    gradients = flat[count : count + 2 * layers + 1]
+    return list(jax.vjp(values, *flat[:count])[1](list(gradients)))
 
 
 _sequence_pulled_back = functools.partial(_pulled_back, of=_sequence_values)
@@ -173,7 +258,8 @@ _sequence_pulled_back = functools.partial(_pulled_back, of=_sequence_values)
 @functools.cache
 def _shapes(definition: Callable[..., list[Array]], flat: Any, network: Network) -> list[Any]:
     """Errors are those of the network; the program takes sizes as they come."""
-    if any(leaf.dtype != jnp.float32 for leaf in flat):
+    arrays = flat[:-1] if definition is _noted else flat
+    if any(leaf.dtype != jnp.float32 for leaf in arrays):
         raise ValueError(f"all arrays must be float32, got {[leaf.dtype.name for leaf in flat]}")
     found = jax.eval_shape(functools.partial(definition, network=network), *flat)
     return [jax.typeof(leaf) for leaf in found]
@@ -190,6 +276,15 @@ _lstm = _primitive("l2ljax_lstm", _values)
 _derivative = _primitive("l2ljax_lstm_derivative", _along)
 _transpose = _primitive("l2ljax_lstm_transpose", _pulled_back)
 _sequence_transpose = _primitive("l2ljax_lstm_sequence_transpose", _sequence_pulled_back)
+_noting = _primitive("l2ljax_lstm_noting", _noted)
+_room = _primitives.defined(
+    "l2ljax_lstm_notes",
+    _no_notes,
+    lambda cell, **params: [
+        jax.typeof(leaf) for leaf in jax.eval_shape(functools.partial(_no_notes, **params), cell)
+    ],
+    static=("size",),
+)
 
 
 def _differentiate(primals: Any, tangents: Any, *, network: Network) -> Any:
@@ -245,13 +340,20 @@ def _forward_aliases(count: int) -> dict[int, int]:
     return {2 * layers + 3 + i: i for i in range(2 * layers)}
 
 
+def _noting_aliases(count: int) -> dict[int, int]:
+    """So do the notes."""
+    return _forward_aliases(count) | {count - 2: count // 2 - 1}
+
+
 def _backward_aliases(count: int) -> dict[int, int]:
     """Gradients by the old states take the places of those by the new ones."""
     layers = (count - 4) // 6
     return {4 * layers + 3 + i: 2 * layers + 3 + i for i in range(2 * layers)}
 
 
+_primitives.compiled(_room, _build.NOTES, _no_notes)
 _PROGRAMS = (
+    (_noting, _build.FORWARD, _noted, _noting_aliases),
     (_lstm, _build.FORWARD, _values, _forward_aliases),
     (_transpose, _build.BACKWARD, _pulled_back, _backward_aliases),
     (_sequence_transpose, _build.SEQUENCE_BACKWARD, _sequence_pulled_back, _backward_aliases),

@@ -2,23 +2,23 @@
 //
 // A step of the network as XLA runs it is a dozen passes over arrays with a row for each gate of
 // each unit. Here a tile of coordinates goes through all layers while it is in the cache: state is
-// read once, gates stay near (backwards they are computed again), and the new state is written once.
-// Backwards a tile goes through all steps of a sequence, forwards and back: what a step needs of the
-// others never leaves the processor. Coordinates are last, so a vector holds neighbouring ones.
+// read once, gates stay near, and the new state is written once. Backwards a tile goes through all
+// steps of a sequence: what a step needs of the others never leaves the processor. Its gates are
+// those that the forward steps noted or, where they noted nothing, are computed again. Coordinates
+// are last, so a vector holds neighbouring ones.
 //
 // `_cpu.py` has the order of arguments and results, what they are, and checks their shapes;
 // `_build.py` compiles this.
 
 #include <algorithm>
 #include <cstdint>
-#include <memory>
-#include <utility>
 #include <vector>
 
 #include "network.h"
 #include "sums.h"
 #include "threads.h"
 #include "vectors.h"
+#include "workspace.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace {
@@ -34,7 +34,8 @@ struct Rows {
 };
 
 // All that a call reads and writes. `states` are cell and hidden units of each layer in turn; x, y
-// and their gradients have a part for each step, one after another.
+// and their gradients have a part for each step, one after another; so have `notes`, a part for each
+// tile, with the units of all layers in turn.
 struct Arrays {
   std::int64_t n;
   int steps = 1;
@@ -43,71 +44,30 @@ struct Arrays {
   const float *by_y;
   std::vector<float *> new_states, by_states;
   float *y, *by_x;
+  Kept *notes = nullptr;
 
   Rows<const float> in(const float *array, std::int64_t at) const { return {array + at, n}; }
   Rows<float> out(float *array, std::int64_t at) const { return {array + at, n}; }
-};
 
-// Gates, and tanh of the new cell.
-struct Kept {
-  Pair i, f, g, o, t;
-};
+  std::int64_t tiles() const { return (n + TILE - 1) / TILE; }
 
-// What gradients need of a step.
-struct Step {
-  std::vector<Pair *> inputs;   // of each layer [depth]
-  std::vector<Pair *> cells;    // of each layer [units], before the step
-  std::vector<Kept *> kept;     // of each layer [units]
-  Pair *top;                    // outputs of the last layer
-};
+  Kept *note(const Network &net, std::int64_t step, std::int64_t at) const {
+    return notes + (step * tiles() + at / TILE) * net.units;
+  }
 
-// What one worker computes a tile in: all of it lies together, and stays in the cache.
-class Workspace {
-  std::unique_ptr<char[]> memory;
-
- public:
-  std::vector<Step> steps;                     // and one more, for the state after them
-  std::vector<Pair *> by_cells, by_hidden;     // of each layer [units]
-  Pair *below;                                 // gradients by the inputs of a layer
-  Four *found;                                 // [units]: exponentials
-  Pair *by_gates;                              // [gates], in the same place
-  float *turned;                               // [TILE][gates], the same with coordinates first
-
-  Workspace(const Network &net, int count) : steps(count + 1) {
-    size_t each = net.widest, pairs = 4 * size_t(net.widest) + rounded_up(net.deepest, 4);
-    for (const Layer &layer : net.layers) {
-      each += rounded_up(layer.depth, BLOCK) + 6 * layer.units;
-      pairs += 2 * layer.units;
-    }
-    size_t size = sizeof(Pair) * (pairs + each * steps.size()) +
-                  sizeof(float) * TILE * rounded_up(4 * net.widest, LANES);
-    memory.reset(new char[size + sizeof(Vector)]);
-    auto address = reinterpret_cast<std::uintptr_t>(memory.get()) + sizeof(Vector) - 1;
-    Pair *free = (Pair *)(address / sizeof(Vector) * sizeof(Vector));
-    auto take = [&](size_t pairs) { return std::exchange(free, free + pairs); };
-    for (const Layer &layer : net.layers) {
-      by_cells.push_back(take(layer.units));
-      by_hidden.push_back(take(layer.units));
-    }
-    below = take(rounded_up(net.deepest, 4));
-    by_gates = take(4 * net.widest);
-    found = (Four *)by_gates;
-    for (Step &step : steps) {
-      for (const Layer &layer : net.layers) {
-        int rows = rounded_up(layer.depth, BLOCK);
-        step.inputs.push_back(take(rows));
-        step.cells.push_back(take(layer.units));
-        step.kept.push_back((Kept *)take(5 * layer.units));
-        std::fill_n(step.inputs.back() + layer.depth, rows - layer.depth, Pair{});
-      }
-      step.top = take(net.widest);
-    }
-    turned = (float *)free;
+  // Takes a buffer for notes if those of so many steps fit.
+  bool take_notes(const Network &net, std::int64_t steps, const float *numbers, size_t count) {
+    notes = (Kept *)numbers;
+    return steps >= 0 && size_t(steps * tiles()) * net.units * sizeof(Kept) <= count * sizeof(float);
   }
 };
 
+ffi::Error no_room() { return ffi::Error::InvalidArgument("notes have no room for these steps"); }
+
+// A step, of which gates are kept if there is a `note`.
+template <bool KEEPING>
 void forward(const Network &net, const Arrays &arrays, std::int64_t at, int count,
-             const Workspace &space) {
+             const Workspace &space, Kept *note) {
   const Step &step = space.steps[0];
   auto x = arrays.in(arrays.x, at);
   for (int f = 0; f < net.features; ++f) step.inputs[0][f] = load_repeating(x[f], count);
@@ -123,70 +83,90 @@ void forward(const Network &net, const Arrays &arrays, std::int64_t at, int coun
     exponentials(layer, inputs, space.found, [&](int u) {
       expect(cells[u]);
       expect(hidden[u]);
+      if (KEEPING) expect_writing(note + u);
     });
     for (int u = 0; u < layer.units; ++u) {
-      // σ(f) c + σ(i) tanh(g), and σ(o) tanh(c), with one division for both factors.
-      auto [i, f, g, o] = space.found[u];
-      Pair cell = load(cells[u], count) / f + g / (i * (g + 2.0f));
-      Pair c = expm1_of_twice(cell);
-      outputs[u] = c / (o * (c + 2.0f));
+      Pair cell = load(cells[u], count);
+      if (KEEPING) {
+        outputs[u] = keep(space.found[u], cell, note[u]);
+        cell = note[u].c;
+      } else {
+        // σ(f) c + σ(i) tanh(g), and σ(o) tanh(c), with one division for both factors.
+        auto [i, f, g, o] = space.found[u];
+        cell = cell / f + g / (i * (g + 2.0f));
+        Pair c = expm1_of_twice(cell);
+        outputs[u] = c / (o * (c + 2.0f));
+      }
       store(new_cells[u], cell, count);
       store(new_hidden[u], outputs[u], count);
     }
+    if (KEEPING) note += layer.units;
   }
   Pair y = both(*net.output_bias);
   for (int u = 0; u < net.layers.back().units; ++u) add_product(y, net.output[u], step.top[u]);
   store(arrays.y + at, y, count);
 }
 
-// The steps again, from the state before them.
-void recompute(const Network &net, const Arrays &arrays, std::int64_t at, int count,
-               const Workspace &space) {
-  int layers = int(net.layers.size());
-  for (int l = 0; l < layers; ++l) {
+// The inputs of a step that are no outputs of the network.
+void load_x(const Network &net, const Arrays &arrays, int s, std::int64_t at, int count,
+            const Step &step) {
+  auto x = arrays.in(arrays.x + s * net.features * arrays.n, at);
+  for (int f = 0; f < net.features; ++f) {
+    expect(x[f]);
+    step.inputs[0][f] = load_repeating(x[f], count);
+  }
+}
+
+// The state before the first step.
+void load_first(const Network &net, const Arrays &arrays, std::int64_t at, int count,
+                const Workspace &space, const Step &step) {
+  Kept *first = space.first;
+  for (size_t l = 0; l < net.layers.size(); ++l) {
     const Layer &layer = net.layers[l];
     auto cells = arrays.in(arrays.states[2 * l], at);
     auto hidden = arrays.in(arrays.states[2 * l + 1], at);
     for (int u = 0; u < layer.units; ++u) {
-      space.steps[0].cells[l][u] = load_repeating(cells[u], count);
-      space.steps[0].inputs[l][layer.inputs + u] = load_repeating(hidden[u], count);
+      expect(cells[u]);
+      expect(hidden[u]);
+      (first++)->c = load_repeating(cells[u], count);
+      step.inputs[l][layer.inputs + u] = load_repeating(hidden[u], count);
     }
   }
+}
+
+// All steps again, from the state before them, for what is kept of each.
+void recompute(const Network &net, const Arrays &arrays, std::int64_t at, int count,
+               const Workspace &space) {
+  const Kept *before = space.first;
+  Kept *kept = space.kept;
+  load_first(net, arrays, at, count, space, space.steps[0]);
   for (int s = 0; s < arrays.steps; ++s) {
-    const Step &step = space.steps[s], &next = space.steps[s + 1];
-    auto x = arrays.in(arrays.x + s * net.features * arrays.n, at);
-    for (int f = 0; f < net.features; ++f) {
-      expect(x[f]);
-      step.inputs[0][f] = load_repeating(x[f], count);
-    }
-    expect(arrays.by_y + s * arrays.n + at);
-    for (int l = 0; l < layers; ++l) {
+    const Step &step = space.steps[s % 2], &next = space.steps[1 - s % 2];
+    load_x(net, arrays, s, at, count, step);
+    for (size_t l = 0; l < net.layers.size(); ++l) {
       const Layer &layer = net.layers[l];
-      exponentials(layer, step.inputs[l], space.found, [&](int u) {
-        if (s > 0) return;
-        expect(arrays.in(arrays.states[2 * l], at)[u]);
-        expect(arrays.in(arrays.states[2 * l + 1], at)[u]);
-        expect(arrays.in(arrays.by_new[2 * l], at)[u]);
-        expect(arrays.in(arrays.by_new[2 * l + 1], at)[u]);
-      });
-      Pair *outputs = l + 1 < layers ? step.inputs[l + 1] : step.top;
+      Pair *outputs = l + 1 < net.layers.size() ? step.inputs[l + 1] : step.top;
+      exponentials(layer, step.inputs[l], space.found, [](int) {});
       for (int u = 0; u < layer.units; ++u) {
-        auto [i, f, g, o] = space.found[u];
-        Kept k;
-        Pair r = 1.0f / (i * (g + 2.0f));
-        k.i = r * (g + 2.0f);
-        k.g = r * g * i;
-        k.f = 1.0f / f;
-        Pair cell = k.f * step.cells[l][u] + k.i * k.g;
-        Pair t = expm1_of_twice(cell);
-        r = 1.0f / (o * (t + 2.0f));
-        k.o = r * (t + 2.0f);
-        k.t = r * t * o;
-        step.kept[l][u] = k;
-        outputs[u] = k.o * k.t;
-        next.cells[l][u] = cell;
+        outputs[u] = keep(space.found[u], (before++)->c, *kept++);
         next.inputs[l][layer.inputs + u] = outputs[u];
       }
+    }
+    before = kept - net.units;
+  }
+}
+
+// What a step needs besides, and the inputs of the next one, from what was kept of it.
+void restore(const Network &net, const Kept *kept, const Step &step, const Step &next) {
+  for (size_t l = 0; l < net.layers.size(); ++l) {
+    const Layer &layer = net.layers[l];
+    Pair *outputs = l + 1 < net.layers.size() ? step.inputs[l + 1] : step.top;
+    for (int u = 0; u < layer.units; ++u, ++kept) {
+      Pair t = expm1_of_twice(kept->c);
+      t = t / (t + 2.0f);
+      step.tanh[l][u] = t;
+      outputs[u] = kept->o * t;
+      next.inputs[l][layer.inputs + u] = outputs[u];
     }
   }
 }
@@ -194,30 +174,38 @@ void recompute(const Network &net, const Arrays &arrays, std::int64_t at, int co
 // Adds products of inputs and `by_gates` of the workspace, of all coordinates of a tile.
 void add_products_of_gates(const Layer &layer, const Pair *inputs, const Workspace &space,
                            float *kernel, float *biases) {
-  int gates = layer.gates(), width = rounded_up(gates, LANES);
-  for (int half = 0; half < 2; ++half)
-    for (int r = 0; r < width; r += LANES) {
-      Vector rows[LANES];
-      for (int j = 0; j < LANES; ++j) {
-        const Pair &d = space.by_gates[std::min(r + j, gates - 1)];
-        rows[j] = half ? d.b : d.a;
-      }
-      transpose(rows);
-      for (int j = 0; j < LANES; ++j)
-        *(Unaligned *)(space.turned + (half * LANES + j) * width + r) = rows[j];
-    }
+  int width = rounded_up(layer.gates(), LANES);
   for (int r = 0; r < width; r += LANES) {
-    Unaligned &bias = *(Unaligned *)(biases + r);
-    for (int b = 0; b < TILE; ++b) bias += *(const Unaligned *)(space.turned + b * width + r);
+    Vector bias = *(const Unaligned *)(biases + r);
+    for (int half = 0; half < 2; ++half) {
+      Vector rows[LANES];
+      for (int j = 0; j < LANES; ++j)
+        rows[j] = half ? space.by_gates[r + j].b : space.by_gates[r + j].a;
+      transpose(rows);
+      for (int j = 0; j < LANES; ++j) {
+        bias += rows[j];
+        *(Unaligned *)(space.turned + (half * LANES + j) * width + r) = rows[j];
+      }
+    }
+    *(Unaligned *)(biases + r) = bias;
+  }
+  // With eight sums all registers of the multipliers are busy, and four times two want least loads.
+  int r = 0;
+  for (; r + 2 * LANES <= width; r += 2 * LANES)
+    for (int k = 0; k < layer.depth; k += 4)
+      add_outer_four((const float *)(inputs + k), space.turned + r, width,
+                     kernel + size_t(k) * width + r);
+  for (; r < width; r += LANES)
     for (int k = 0; k < layer.depth; k += BLOCK)
       add_outer((const float *)(inputs + k), space.turned + r, width,
                 kernel + size_t(k) * width + r);
-  }
 }
 
-// Takes gradients by the state after a step to those by the state before it.
-void pull_back(const Network &net, const Step &step, Pair by_y, const Workspace &space,
-               Sums &sums) {
+// Takes gradients by the state after a step to those by the state before it, with what was kept of
+// it and of the step before. `ahead` asks for some of what is wanted next.
+template <typename Ahead>
+void pull_back(const Network &net, const Step &step, const Kept *kept, const Kept *before,
+               Pair by_y, const Workspace &space, Sums &sums, const Ahead &ahead) {
   Pair *below = space.below, *by_gates = space.by_gates;
   int layers = int(net.layers.size());
   float *by_output = sums[2 * layers];
@@ -226,18 +214,20 @@ void pull_back(const Network &net, const Step &step, Pair by_y, const Workspace 
     below[u] = net.output[u] * by_y;
   }
   *sums[2 * layers + 1] += sum(by_y);
+  kept += net.units, before += net.units;
   for (int l = layers - 1; l >= 0; --l) {
     const Layer &layer = net.layers[l];
     int units = layer.units, gates = layer.gates();
     Pair *by_cells = space.by_cells[l], *by_hidden = space.by_hidden[l];
+    kept -= units, before -= units;
     for (int u = 0; u < units; ++u) {
-      Kept k = step.kept[l][u];
-      Pair dh = below[u] + by_hidden[u];
-      Pair dc = by_cells[u] + dh * k.o * (1.0f - k.t * k.t);
+      Kept k = kept[u];
+      Pair t = step.tanh[l][u], dh = below[u] + by_hidden[u];
+      Pair dc = by_cells[u] + dh * k.o * (1.0f - t * t);
       by_gates[u] = dc * k.g * k.i * (1.0f - k.i);
-      by_gates[units + u] = dc * step.cells[l][u] * k.f * (1.0f - k.f);
+      by_gates[units + u] = dc * before[u].c * k.f * (1.0f - k.f);
       by_gates[2 * units + u] = dc * k.i * (1.0f - k.g * k.g);
-      by_gates[3 * units + u] = dh * k.t * k.o * (1.0f - k.o);
+      by_gates[3 * units + u] = dh * t * k.o * (1.0f - k.o);
       by_cells[u] = dc * k.f;
     }
     const float *w = layer.backward.data();
@@ -245,6 +235,7 @@ void pull_back(const Network &net, const Step &step, Pair by_y, const Workspace 
       Four s{};
       for (int r = 0; r < gates; ++r, w += 4) add_products(s, w, by_gates[r]);
       below[k] = s.p, below[k + 1] = s.q, below[k + 2] = s.r, below[k + 3] = s.s;
+      ahead();
     }
     std::copy_n(below + layer.inputs, units, by_hidden);
     add_products_of_gates(layer, step.inputs[l], space, sums[2 * l], sums[2 * l + 1]);
@@ -254,7 +245,6 @@ void pull_back(const Network &net, const Step &step, Pair by_y, const Workspace 
 
 void backward(const Network &net, const Arrays &arrays, std::int64_t at, int count,
               const Workspace &space, Sums &sums) {
-  recompute(net, arrays, at, count, space);
   auto each_row = [&](auto &&work) {
     for (size_t l = 0; l < net.layers.size(); ++l)
       for (int u = 0; u < net.layers[l].units; ++u) {
@@ -263,11 +253,35 @@ void backward(const Network &net, const Arrays &arrays, std::int64_t at, int cou
       }
   };
   each_row([&](size_t state, int u, Pair &gradient) {
-    gradient = load(arrays.in(arrays.by_new[state], at)[u], count);
+    auto by_new = arrays.in(arrays.by_new[state], at);
+    expect(by_new[u]);
+    gradient = load(by_new[u], count);
   });
-  for (int s = arrays.steps - 1; s >= 0; --s) {
-    Pair by_y = load(arrays.by_y + s * arrays.n + at, count);
-    pull_back(net, space.steps[s], by_y, space, sums);
+  if (!arrays.notes) recompute(net, arrays, at, count, space);
+  auto kept = [&](int s) {
+    return arrays.notes ? arrays.note(net, s, at) : space.kept + size_t(s) * net.units;
+  };
+  // Notes are wanted two steps ahead, of the first two steps the last ones of the next tile.
+  auto wanted = [&](int s) -> const Kept * {
+    if (!arrays.notes || (s < 2 && at + TILE >= arrays.n)) return nullptr;
+    return s < 2 ? arrays.note(net, std::max(0, arrays.steps + s - 2), at + TILE) : kept(s - 2);
+  };
+  int lines = net.units * int(sizeof(Kept)) / LINE / net.blocks + 1, last = arrays.steps - 1;
+  if (last >= 0) restore(net, kept(last), space.steps[last % 2], space.steps[1 - last % 2]);
+  for (int s = last; s >= 0; --s) {
+    const Step &step = space.steps[s % 2], &other = space.steps[1 - s % 2];
+    if (s > 0)
+      restore(net, kept(s - 1), other, step);
+    else
+      load_first(net, arrays, at, count, space, step);
+    load_x(net, arrays, s, at, count, step);
+    const float *by_y = arrays.by_y + s * arrays.n + at;
+    expect(by_y);
+    auto line = (const char *)wanted(s);
+    pull_back(net, step, kept(s), s > 0 ? kept(s - 1) : space.first, load(by_y, count), space, sums,
+              [&] {
+                for (int i = 0; line && i < lines; ++i, line += LINE) expect_line(line);
+              });
     auto by_x = arrays.out(arrays.by_x + s * net.features * arrays.n, at);
     for (int f = 0; f < net.features; ++f) store(by_x[f], space.below[f], count);
   }
@@ -292,12 +306,22 @@ ffi::Error Forward(ffi::ThreadPool pool, std::int64_t devices, ffi::RemainingArg
   auto y = results.get<Buffer>(2 * layers).value();
   arrays.y = y->typed_data();
   arrays.n = std::int64_t(y->element_count());
+  std::int32_t step = 0;
+  if (int(arguments.size()) > 4 * layers + 3) {
+    step = *arguments.get<ffi::Buffer<ffi::S32>>(4 * layers + 4).value().typed_data();
+    auto notes = results.get<Buffer>(2 * layers + 1).value();
+    if (!arrays.take_notes(net, step + 1, notes->typed_data(), notes->element_count()))
+      return no_room();
+  }
   Ranges ranges(arrays.n, TILES_OF_A_STEP);
   int others = helpers(pool, devices, ranges);
   std::vector<Workspace> spaces;
   for (int i = 0; i <= others; ++i) spaces.emplace_back(net, 0);
   for_each_tile(ranges, others, pool, [&](int worker, int, std::int64_t at, int count) {
-    forward(net, arrays, at, count, spaces[worker]);
+    if (arrays.notes)
+      forward<true>(net, arrays, at, count, spaces[worker], arrays.note(net, step, at));
+    else
+      forward<false>(net, arrays, at, count, spaces[worker], nullptr);
   });
   return ffi::Error::Success();
 }
@@ -321,10 +345,15 @@ ffi::Error run_backward(bool sequence, ffi::ThreadPool pool, std::int64_t device
   arrays.by_y = by_y.typed_data();
   if (sequence) arrays.steps = int(by_y.dimensions()[0]);
   arrays.n = std::int64_t(argument(weights + 1).element_count()) / net.layers[0].units;
+  if (int(arguments.size()) > 6 * layers + 4) {
+    auto notes = argument(6 * layers + 4);
+    if (!arrays.take_notes(net, arrays.steps, notes.typed_data(), notes.element_count()))
+      return no_room();
+  }
   Ranges ranges(arrays.n, sequence ? TILES_OF_A_SEQUENCE : TILES_OF_A_STEP);
   int others = helpers(pool, devices, ranges);
   std::vector<Workspace> spaces;
-  for (int i = 0; i <= others; ++i) spaces.emplace_back(net, arrays.steps);
+  for (int i = 0; i <= others; ++i) spaces.emplace_back(net, arrays.notes ? 0 : arrays.steps);
   std::vector<Sums> sums(ranges.count(), Sums(net));
   for_each_tile(ranges, others, pool, [&](int worker, int range, std::int64_t at, int count) {
     backward(net, arrays, at, count, spaces[worker], sums[range]);
@@ -361,7 +390,13 @@ ffi::Error SequenceBackward(ffi::ThreadPool pool, std::int64_t devices,
   return run_backward(true, pool, devices, arguments, results);
 }
 
+// Room for notes: they are written before they are read.
+ffi::Error Notes(ffi::RemainingArgs, ffi::RemainingRets) { return ffi::Error::Success(); }
+
 }  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(l2ljax_lstm_notes, Notes,
+                              ffi::Ffi::Bind().RemainingArgs().RemainingRets());
 
 #define L2LJAX_HANDLER(name, function)                                            \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name, function,                                   \

@@ -49,6 +49,7 @@ struct Network {
   std::vector<Layer> layers;
   const float *output, *output_bias;
   int features, widest = 0, deepest = 0;
+  int units = 0, blocks = 0;   // of all layers: units, and blocks of four rows backwards
 
   Network(const ffi::RemainingArgs &arguments, int count, bool transposed) {
     auto get = [&](int i) { return arguments.get<Buffer>(i).value(); };
@@ -56,6 +57,8 @@ struct Network {
       layers.emplace_back(get(2 * l), get(2 * l + 1), transposed);
       widest = std::max(widest, layers[l].units);
       deepest = std::max(deepest, layers[l].depth);
+      units += layers[l].units;
+      blocks += rounded_up(layers[l].depth, 4) / 4;
     }
     output = get(2 * count).typed_data();
     output_bias = get(2 * count + 1).typed_data();

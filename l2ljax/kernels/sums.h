@@ -76,7 +76,24 @@ INLINE void transpose(Vector *rows) {
   if constexpr (2 * S < LANES) transpose<2 * S>(rows);
 }
 
-// sums[k][r] += Σ_b rows[k][b] columns[b][r] of BLOCK k, LANES r and all b of a tile.
+// sums[k][r] += Σ_b rows[k][b] columns[b][r] of four k, two vectors of r and all b of a tile.
+INLINE void add_outer_four(const float *rows, const float *columns, int width, float *sums) {
+  auto at = [&](int k) { return sums + size_t(k) * width; };
+  Four s = {load(at(0), TILE), load(at(1), TILE), load(at(2), TILE), load(at(3), TILE)};
+  for (int b = 0; b < TILE; ++b, ++rows, columns += width) {
+    Pair d = load(columns, TILE);
+    IN_REGISTER(d.a);
+    IN_REGISTER(d.b);
+    add_product(s.p, rows[0 * TILE], d);
+    add_product(s.q, rows[1 * TILE], d);
+    add_product(s.r, rows[2 * TILE], d);
+    add_product(s.s, rows[3 * TILE], d);
+  }
+  store(at(0), s.p, TILE), store(at(1), s.q, TILE);
+  store(at(2), s.r, TILE), store(at(3), s.s, TILE);
+}
+
+// The same of BLOCK k and one vector of r.
 INLINE void add_outer(const float *rows, const float *columns, int width, float *sums) {
   auto at = [&](int k) -> Unaligned & { return *(Unaligned *)(sums + size_t(k) * width); };
   Vector s0 = at(0), s1 = at(1), s2 = at(2), s3 = at(3);

@@ -127,6 +127,19 @@ INLINE void expect(const float *row) {
   __asm__ volatile("prefetcht1 %0" : : "m"(row[2 * TILE + LANES]));
 }
 
+// The same of a line of memory, and of all lines of what will be written.
+constexpr int LINE = 64;
+
+INLINE void expect_line(const char *line) {
+  __asm__ volatile("prefetcht1 %0" : : "m"(*line));
+}
+
+template <typename Written>
+INLINE void expect_writing(const Written *what) {
+  for (size_t i = 0; i < sizeof(Written); i += LINE)
+    __asm__ volatile("prefetchw %0" : : "m"(((const char *)what)[i]));
+}
+
 // A tile of one row: `count` numbers that exist, zeros after them.
 INLINE Pair load(const float *row, int count) {
   if (count == TILE) return {*(const Unaligned *)row, *(const Unaligned *)(row + LANES)};

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from l2ljax import _checks
+from l2ljax import _checks, kernels
 from l2ljax.core import (
     Key,
     LearnedOptimizer,
@@ -28,6 +29,7 @@ from l2ljax.networks import (
     lstm_apply,
     lstm_carry,
     lstm_init,
+    lstm_noting,
     lstm_sequence,
 )
 
@@ -63,6 +65,11 @@ class AdaptiveState(NamedTuple):
     square: Array
     layers: tuple[tuple[Array, Array], ...]
     large: tuple[AdaptiveMemory, ...] = ()
+
+    @property
+    def networks(self) -> tuple[tuple[tuple[Array, Array], ...], ...]:
+        """The LSTM's memories of each batch of coordinates."""
+        return (self.layers, *(memory.layers for memory in self.large))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +177,9 @@ def _update(
     *,
     design: Design,
     sequence: bool = False,
-) -> tuple[Params, AdaptiveState]:
-    """One update, or those of a sequence of gradients, all known and on a leading axis."""
+    notes: Sequence[kernels.Notes] | None = None,
+) -> tuple[Any, ...]:
+    """One update, or those of a sequence of gradients, with notes, see `SequenceTransformation`."""
     del params
     _checks.floating_leaves("updates", updates)
     dtype = state.square.dtype
@@ -183,15 +191,18 @@ def _update(
     if sequence:
         times += jnp.arange(len(gradients[0]), dtype=jnp.int32)
     step = closure(
-        _steps if sequence else _step,
+        _steps if sequence else _step if notes is None else _noting,
         _coordinates.cast(phi, dtype),
         times.astype(dtype),
         design=design,
     )
-    found = _coordinates.each(step if sequence else tiled(step), memories, gradients)
-    (pool, *large), steps = zip(*found, strict=True)
+    if notes is None:
+        found = _coordinates.each(step if sequence else tiled(step), memories, gradients)
+    else:
+        found = _coordinates.each(step, memories, gradients, notes)
+    (pool, *large), steps, *noted = zip(*found, strict=True)
     new = AdaptiveState(times.reshape(-1)[-1], pool.means, pool.square, pool.layers, tuple(large))
-    return unbatch(list(steps), updates), new
+    return unbatch(list(steps), updates), new, *map(list, noted)
 
 
 def _step(
@@ -216,11 +227,28 @@ def _step(
     return AdaptiveMemory(*averages, layers), _scaled(output, design)
 
 
+def _noting(
+    phi: Phi,
+    t: Float[Array, ""],
+    memory: AdaptiveMemory,
+    gradient: Float[Array, "*coordinates"],
+    notes: kernels.Notes,
+    *,
+    design: Design,
+) -> tuple[AdaptiveMemory, Float[Array, "*coordinates"], kernels.Notes]:
+    """`_step` with notes."""
+    averages, inputs = _average((memory.means, memory.square), (t, gradient), design=design)
+    network, inputs = _encoded(phi, inputs, design)
+    layers, output, notes = lstm_noting(network, memory.layers, inputs, notes, hidden=design.hidden)
+    return AdaptiveMemory(*averages, layers), _scaled(output, design), notes
+
+
 def _steps(
     phi: Phi,
     times: Float[Array, " steps"],
     memory: AdaptiveMemory,
     gradients: Float[Array, "steps *coordinates"],
+    notes: kernels.Notes | None = None,
     *,
     design: Design,
 ) -> tuple[AdaptiveMemory, Float[Array, "steps *coordinates"]]:
@@ -232,7 +260,7 @@ def _steps(
     )
     encoded = functools.partial(_encoded, design=design)
     network, inputs = jax.vmap(encoded, in_axes=(None, 0), out_axes=(None, 0))(phi, inputs)
-    layers, outputs = lstm_sequence(network, memory.layers, inputs, hidden=design.hidden)
+    layers, outputs = lstm_sequence(network, memory.layers, inputs, notes, hidden=design.hidden)
     return AdaptiveMemory(*averages, layers), _scaled(outputs, design)
 
 

@@ -17,7 +17,7 @@ from l2ljax.learned import _coordinates
 from l2ljax.learned._preprocess import log_sign, require_p
 from l2ljax.learned._sequences import kind_of
 from l2ljax.learned._tiles import tiled
-from l2ljax.networks import lstm_apply, lstm_carry, lstm_init, lstm_sequence
+from l2ljax.networks import lstm_apply, lstm_carry, lstm_init, lstm_noting, lstm_sequence
 
 Preprocess = Callable[[Array], Array]
 
@@ -37,6 +37,11 @@ class LSTMState(NamedTuple):
 
     layers: Layers
     large: tuple[Layers, ...] = ()
+
+    @property
+    def networks(self) -> tuple[Layers, ...]:
+        """The memories of each batch of coordinates."""
+        return (self.layers, *self.large)
 
 
 def lstm(
@@ -229,24 +234,25 @@ def _update(
     *,
     layout: str,
     sequence: bool = False,
+    notes: Sequence[kernels.Notes] | None = None,
     **settings: Any,
-) -> tuple[Params, LSTMState]:
-    """One update, or those of a sequence of gradients, all known and on a leading axis."""
+) -> tuple[Any, ...]:
+    """One update, or those of a sequence of gradients, with notes, see `SequenceTransformation`."""
     del params
     _checks.floating_leaves("updates", updates)
-    memories = [state.layers, *state.large]
+    memories = state.networks
     dtype = _coordinates.working_dtype(memories)
     phi = _coordinates.cast(phi, dtype)
-    step = closure(_steps if sequence else _step, phi, **settings)
     batches, unbatch = _coordinates.ways(dtype, layout, sequence=sequence)
     gradients = batches(updates)
     _coordinates.require_fit(memories, gradients, leading=int(sequence))
     # The program of `kernels` has tiles of its own, but none for a state of another precision.
     fused = settings["fused"] is not False and kernels.cpu_serves((phi, gradients, memories))
+    step = closure(_steps if sequence else _step if notes is None else _noting, phi, **settings)
     step = step if sequence or settings["averaging"] or fused else tiled(step)
-    found = _coordinates.each(step, memories, gradients)
-    (layers, *large), steps = zip(*found, strict=True)
-    return unbatch(list(steps), updates), LSTMState(layers, tuple(large))
+    found = _coordinates.each(step, memories, gradients, *([] if notes is None else [notes]))
+    (layers, *large), steps, *noted = zip(*found, strict=True)
+    return unbatch(list(steps), updates), LSTMState(layers, tuple(large)), *map(list, noted)
 
 
 def _step(
@@ -272,10 +278,29 @@ def _step(
     return _coordinates.cast(new, layers[0][0].dtype), output_scale * output
 
 
+def _noting(
+    phi: Phi,
+    layers: Layers,
+    gradient: Float[Array, "*coordinates"],
+    notes: kernels.Notes,
+    *,
+    hidden: tuple[int, ...],
+    features: _Features,
+    output_scale: float,
+    averaging: int,
+    fused: bool | None,
+) -> tuple[Layers, Float[Array, "*coordinates"], kernels.Notes]:
+    """`_step` with notes."""
+    del averaging, fused
+    new, output, notes = lstm_noting(phi, layers, features(gradient), notes, hidden=hidden)
+    return new, output_scale * output, notes
+
+
 def _steps(
     phi: Phi,
     layers: Layers,
     gradients: Float[Array, "steps *coordinates"],
+    notes: kernels.Notes | None = None,
     *,
     hidden: tuple[int, ...],
     features: _Features,
@@ -285,5 +310,5 @@ def _steps(
 ) -> tuple[Layers, Float[Array, "steps *coordinates"]]:
     """The memory after many steps and the updates of each."""
     del averaging, fused
-    new, outputs = lstm_sequence(phi, layers, jax.vmap(features)(gradients), hidden=hidden)
+    new, outputs = lstm_sequence(phi, layers, jax.vmap(features)(gradients), notes, hidden=hidden)
     return new, output_scale * outputs

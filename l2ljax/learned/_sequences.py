@@ -4,13 +4,27 @@ from typing import Any
 
 from l2ljax import kernels
 from l2ljax.core import CoordinatewiseTransformation, Params, Phi, ReplayableTransformation
+from l2ljax.networks import lstm_notes
 
 
 class SequenceTransformation(ReplayableTransformation):
-    """One whose `update` also takes a sequence of gradients, on a leading axis, with that word."""
+    """One with the words of `update` that the methods here use, and a state with `networks`.
 
-    def replay(self, gradients: Params, state: Any) -> tuple[Params, Any]:
-        return self.update(gradients, state, sequence=True)
+    `sequence`: gradients have a leading axis of steps. `notes`: for each batch of coordinates what
+    `networks.lstm_noting` notes; of one step, `update` returns them, too. The state's `networks`
+    are the LSTM's memories of each batch.
+    """
+
+    def notes(self, state: Any, steps: int) -> Any:
+        return lstm_notes(state.networks, steps)
+
+    def noting(self, gradients: Params, state: Any, notes: Any) -> tuple[Params, Any, Any]:
+        if notes is None:
+            return super().noting(gradients, state, notes)
+        return self.update(gradients, state, notes=notes)
+
+    def replay(self, gradients: Params, state: Any, notes: Any = None) -> tuple[Params, Any]:
+        return self.update(gradients, state, sequence=True, notes=notes)
 
 
 def kind_of(

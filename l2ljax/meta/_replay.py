@@ -4,7 +4,8 @@ Without ∂∇/∂φ the params after t steps are $\theta_t = \theta_0 + \sum_{s
 depend on φ by way of the optimizer alone. So the gradient by an update is known once the episode
 has run: the sum of the losses' gradients after it. What is left is the derivative of the optimizer
 along gradients that are all known, which a `core.ReplayableTransformation` computes at once, where
-backpropagation through the loop goes step by step and keeps the state of each.
+backpropagation through the loop goes step by step and keeps the state of each. Only what it asks
+for is noted on the way forwards.
 """
 
 import functools
@@ -56,31 +57,35 @@ def advance_replaying(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run(steps: int, tx: Any, constants: Any, params: Params, opt_state: Any) -> Any:
-    return _recorded(steps, tx, constants, params, opt_state)[0]
+    return _recorded(steps, tx, constants, params, opt_state, None)[0]
 
 
 def _recorded(
-    steps: int, tx: Any, constants: Any, params: Params, opt_state: Any
-) -> tuple[Any, tuple[Params, Params, Params]]:
-    """What `advance` returns; the gradients of each step, and those of the objective, the last."""
+    steps: int, tx: Any, constants: Any, params: Params, opt_state: Any, notes: Any
+) -> tuple[Any, tuple[Params, Params, Params, Any]]:
+    """What `advance` returns; the gradients of each step, and those of the objective, the last.
+
+    And the notes of all steps, if there is room for them.
+    """
     task, problem, loss_key, start = constants
     measure = jax.vmap(functools.partial(_measure, task), in_axes=(0, 0, 0, None))
 
-    def step(carry: tuple[Params, Any], t: Array) -> tuple[tuple[Params, Any], Any]:
-        params, opt_state = carry
+    def step(carry: tuple[Params, Any, Any], t: Array) -> tuple[tuple[Params, Any, Any], Any]:
+        params, opt_state, notes = carry
         objective, gradient, slope = measure(params, problem, loss_key, t)
-        updates, opt_state = tx.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), (objective, gradient, slope)
+        updates, opt_state, notes = tx.noting(gradient, opt_state, notes)
+        params = optax.apply_updates(params, updates)
+        return (params, opt_state, notes), (objective, gradient, slope)
 
     times = start + jnp.arange(steps, dtype=jnp.int32)
-    (params, opt_state), (losses, gradients, slopes) = jax.lax.scan(
-        step, (params, opt_state), times
+    (params, opt_state, notes), (losses, gradients, slopes) = jax.lax.scan(
+        step, (params, opt_state, notes), times
     )
     last, gradient, slope = measure(params, problem, loss_key, start + steps)
     if task.objective is task.loss:
         slopes, slope = gradients, gradient
     losses = jnp.concatenate([losses, last[None]])
-    return (losses, params, opt_state), (gradients, slopes, slope)
+    return (losses, params, opt_state), (gradients, slopes, slope, notes)
 
 
 def _measure(
@@ -96,12 +101,13 @@ def _measure(
 
 
 def _forwards(steps: int, tx: Any, constants: Any, params: Params, opt_state: Any) -> Any:
-    results, kept = _recorded(steps, tx, constants, params, opt_state)
+    notes = tx.notes(opt_state, steps)
+    results, kept = _recorded(steps, tx, constants, params, opt_state, notes)
     return results, (tx, opt_state, *kept)
 
 
 def _backwards(steps: int, kept: Any, by_results: Any) -> Any:
-    tx, opt_state, gradients, slopes, last_slope = kept
+    tx, opt_state, gradients, slopes, last_slope, notes = kept
     by_losses, by_params, by_state = by_results
 
     def before(by_params: Params, at: tuple[Array, Params]) -> tuple[Params, Params]:
@@ -112,7 +118,7 @@ def _backwards(steps: int, kept: Any, by_results: Any) -> Any:
     by_params, by_updates = jax.lax.scan(
         before, by_params, (by_losses[:-1], slopes), length=steps, reverse=True
     )
-    _, pull_back = jax.vjp(lambda tx, state: tx.replay(gradients, state), tx, opt_state)
+    _, pull_back = jax.vjp(lambda tx, state: tx.replay(gradients, state, notes), tx, opt_state)
     by_tx, by_state = pull_back((by_updates, by_state))
     return by_tx, None, by_params, by_state
 

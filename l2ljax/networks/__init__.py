@@ -16,6 +16,8 @@ from l2ljax.networks._coordinate import (
     lstm_apply,
     lstm_carry,
     lstm_init,
+    lstm_notes,
+    lstm_noting,
     lstm_sequence,
 )
 from l2ljax.networks._mlp import mlp_apply, mlp_init
@@ -33,6 +35,8 @@ __all__ = [
     "lstm_apply",
     "lstm_carry",
     "lstm_init",
+    "lstm_notes",
+    "lstm_noting",
     "lstm_sequence",
     "mlp_apply",
     "mlp_init",

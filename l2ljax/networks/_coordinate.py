@@ -10,7 +10,7 @@ layer for all of them, coordinates last, the layout that is fastest on a CPU.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -183,22 +183,61 @@ def lstm_apply(
     return jax.lax.platform_dependent(phi, carries, x, cuda=gpu.lstm, default=usual)
 
 
+def lstm_notes(
+    networks: Sequence[tuple[tuple[Float[Array, "_ ..."], Float[Array, "_ ..."]], ...]], steps: int
+) -> list[kernels.Notes] | None:
+    """Room for what `lstm_noting` notes for `lstm_sequence`, where that is worth it.
+
+    Args:
+        networks: for each batch of coordinates the carries before the first step.
+        steps: how many there will be.
+    """
+    return kernels.cpu_notes(networks, steps) if kernels.cpu_serves(networks) else None
+
+
+def lstm_noting(
+    phi: Phi,
+    carries: tuple[tuple[Float[Array, "_ *coordinates"], Float[Array, "_ *coordinates"]], ...],
+    x: Float[Array, "features *coordinates"],
+    notes: kernels.Notes,
+    *,
+    hidden: tuple[int, ...],
+) -> tuple[tuple[tuple[Array, Array], ...], Float[Array, "*coordinates"], kernels.Notes]:
+    """`lstm_apply`, which also notes what a derivative of `lstm_sequence` would compute again.
+
+    Args:
+        phi: weights from `lstm_init`.
+        carries: as in `lstm_apply`.
+        x: likewise.
+        notes: from `lstm_notes`, or from the step before.
+        hidden: units of each layer.
+
+    Returns:
+        The new carries, one output a coordinate and the notes with those of this step.
+    """
+    if not x.size:
+        return (*lstm_apply(phi, carries, x, hidden=hidden), notes)
+    return kernels.cpu_lstm_noting(_Network(_CoordinateLSTM(hidden)), phi, carries, x, notes)
+
+
 def lstm_sequence(
     phi: Phi,
     carries: tuple[tuple[Float[Array, "_ *coordinates"], Float[Array, "_ *coordinates"]], ...],
     xs: Float[Array, "steps features *coordinates"],
+    notes: kernels.Notes | None = None,
     *,
     hidden: tuple[int, ...],
 ) -> tuple[tuple[tuple[Array, Array], ...], Float[Array, "steps *coordinates"]]:
     """Steps of `lstm_apply` one after another, of inputs that are known beforehand.
 
     Where the CPU's program serves (`kernels.cpu_serves`), a derivative backwards keeps no state of
-    a step in memory. It then has no derivatives forwards or of higher order.
+    a step in memory but that of notes. It then has no derivatives forwards or of higher order.
 
     Args:
         phi: weights from `lstm_init`.
         carries: as in `lstm_apply`, before the first step.
         xs: features of each coordinate at each step.
+        notes: what `lstm_noting` noted of these very steps.
         hidden: units of each layer.
 
     Returns:
@@ -206,7 +245,7 @@ def lstm_sequence(
     """
     network = _Network(_CoordinateLSTM(hidden))
     if xs.size and kernels.cpu_serves((phi, carries, xs)):
-        return kernels.cpu_lstm_sequence(network, phi, carries, xs)
+        return kernels.cpu_lstm_sequence(network, phi, carries, xs, notes)
     step = jax.checkpoint(functools.partial(network, phi), prevent_cse=False)
     return jax.lax.scan(step, carries, xs)
 

@@ -9,9 +9,10 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
-from l2ljax import kernels, learned, meta, tasks
+from l2ljax import learned, meta, tasks
 from l2ljax.core import ReplayableTransformation, Task
-from l2ljax.kernels import _build
+from l2ljax.kernels import _build, _cpu
+from l2ljax.learned import _coordinates
 from l2ljax.meta._episodes import begin_episodes
 from l2ljax.meta._replay import advance_replaying, replays
 from l2ljax.meta._unroll import advance, update_rule
@@ -79,9 +80,7 @@ def test_it_serves_updates_that_are_added_as_they_are():
 
 
 @pytest.fixture
-def mesh():
-    if not kernels.load():
-        pytest.skip("the CPU's program was not built")
+def mesh(program):
     return jax.make_mesh((2,), ("problems",), axis_types=(AxisType.Auto,))
 
 
@@ -108,12 +107,48 @@ def test_estimators_that_hold_gradients_constant_use_it(mesh):
         assert (_build.SEQUENCE_BACKWARD in lowered(estimator, mesh).as_text()) is used
 
 
-def test_it_keeps_no_state_of_a_step(mesh):
-    def memory(truncation, **options):
-        estimator = meta.truncated(horizon=truncation, truncation=truncation)
-        compiled = lowered(estimator, mesh, (20, 20), **options).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+def test_it_keeps_no_state_of_a_step_but_notes_where_there_is_room(mesh, monkeypatch):
+    def growth(**options):
+        def memory(truncation):
+            estimator = meta.truncated(horizon=truncation, truncation=truncation)
+            compiled = lowered(estimator, mesh, (20, 20), **options).compile()
+            return compiled.memory_analysis().temp_size_in_bytes
 
-    states = 200 * 8 * 3 * 80 * 4  # steps, problems of a device, coordinates, numbers, bytes
-    assert memory(210, fused=False) - memory(10, fused=False) > states
-    assert memory(210) - memory(10) < states / 4
+        return memory(210) - memory(10)
+
+    # Steps, coordinates of a device, numbers, bytes; notes are of whole tiles.
+    states, notes = 200 * 24 * 80 * 4, 200 * 32 * 200 * 4
+    assert growth(fused=False) > states
+    assert notes <= growth() < notes + states / 4
+    monkeypatch.setattr(_cpu, "_MOST_BYTES", 0)
+    jax.clear_caches()
+    assert growth() < states / 4
+
+
+@pytest.mark.parametrize("name", ["lstm", "adaptive_lstm", "rnnprop"])
+def test_notes_change_no_meta_gradient(name, mesh, monkeypatch):
+    # A flat batch and large leaves.
+    monkeypatch.setitem(_coordinates.LAYOUTS, "auto", 20)
+    make = getattr(learned, name)
+
+    def phi_after(room):
+        monkeypatch.setattr(_cpu, "_MOST_BYTES", room)
+        jax.clear_caches()
+        step, state = meta.make_step(
+            make((4, 3)),
+            parabola(),
+            key=jax.random.key(0),
+            batch=16,
+            mesh=mesh,
+            meta_optimizer=optax.sgd(1.0),
+            estimator=meta.truncated(horizon=4, truncation=4),
+        )
+        text = jax.jit(functools.partial(step)).lower(state, jax.random.key(1)).as_text()
+        for key in jax.random.split(jax.random.key(1), 2):
+            state, _ = step(state, key)
+        return state.phi, _build.NOTES in text
+
+    noted, with_notes = phi_after(2**25)
+    again, without = phi_after(0)
+    assert with_notes and not without
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), noted, again)
