@@ -29,7 +29,8 @@ def circumstances() -> dict[str, Any]:
         "devices": jax.device_count(),
         "cores": os.cpu_count(),
         "processor": platform.machine(),
-        "processor_model": _processor_model(),
+        "processor_model": _processor("model name"),
+        "vectors": _vectors(),
         "memory_gib": _memory_gib(),
         "cpu_program_built": kernels.load(),
         "python": platform.python_version(),
@@ -39,12 +40,18 @@ def circumstances() -> dict[str, Any]:
     }
 
 
-def _processor_model() -> str | None:
-    """What Linux calls the processor; None elsewhere."""
+def _processor(what: str) -> str | None:
+    """What Linux says of the processor; None elsewhere."""
     path = pathlib.Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else None
+    found = [line.split(":", 1)[1].strip() for line in lines if line.startswith(what)]
+    return found[0] if found else None
+
+
+def _vectors() -> str | None:
+    """The widest vector instructions of an x86-64 processor; None elsewhere."""
+    flags = (_processor("flags") or "").split()
+    return next((name for name in ("avx512f", "avx2", "sse2") if name in flags), None)
 
 
 def _memory_gib() -> float | None:

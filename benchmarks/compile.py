@@ -29,16 +29,11 @@ KEY = jax.random.key(0)
 SIZE = 1_000_000
 # Leaves of the sizes and shapes that repeat in the blocks of a network.
 SHAPES = {4: [(500, 500)], 400: [(25, 100), (2500,), (50, 50), (100, 25)]}
-USUAL = {"horizon": 100, "truncation": 20, "batch": 1, "examples": 10_000}
-OTHERS = [
-    {"horizon": 1000},
-    {"horizon": 1000, "truncation": 200},
-    {"batch": 16},
-    {"examples": 50_000},
-]
 # A single problem compiles faster than several, which compile alike however many.
-SEVERAL = {"horizon": 100, "batch": 16, "examples": 10_000}
-OTHER_UNROLLS = [{"horizon": 1000}, {"batch": 1}, {"batch": 256}, {"examples": 50_000}]
+USUAL = {"horizon": 100, "batch": 16, "examples": 10_000}
+OTHERS = [{"horizon": 1000}, {"batch": 1}, {"batch": 256}, {"examples": 50_000}]
+TRUNCATION = {"truncation": 20}
+OTHER_TRUNCATION = {"horizon": 1000, "truncation": 200}
 # What 100 times the leaves may cost; everything else is to stay the same.
 MOST = {"leaves": 2.0, "leaves, XLA": 2.0, "unroll": 1.25, "unroll_batch": 1.25, "train": 1.25}
 
@@ -132,8 +127,8 @@ def titled(
 
 def tables() -> dict[str, Callable[[], dict[str, Callable[[], Any]]]]:
     """The programs of each table; the first of one is what its others are held against."""
-    trained = [{**USUAL, **other} for other in ({}, *OTHERS)]
-    run = [{**SEVERAL, **other} for other in ({}, *OTHER_UNROLLS)]
+    run = [{**USUAL, **other} for other in ({}, *OTHERS)]
+    trained = [{**TRUNCATION, **USUAL, **other} for other in ({}, *OTHERS, OTHER_TRUNCATION)]
     horizons = [{"horizon": sizes["horizon"]} for sizes in run[:2]]
     return {
         "leaves": lambda: {f"update, {n} leaves": update_of(n, None) for n in SHAPES},

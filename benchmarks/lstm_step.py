@@ -10,11 +10,12 @@ where a variant is faster, with a 95 % interval of the median (bootstrap).
 
 library: XLA computes the step, and again in the backward pass. program: that of `l2ljax.kernels`
 for a CPU does both, where it was built (`l2ljax build`). replayed: its derivative takes some
-coordinates at a time through all steps, as in meta-training where gradients are constants. kept:
-gates are kept instead. custom VJP: the derivative of a cell written by hand. one tanh: all four
-gates by one tanh, since σ(x) = (1 + tanh(x/2))/2. unrolled: two steps in one round of the loop.
-whole: all coordinates at once. tiles: 4,096 after another, which the library does from 32,768 on,
-forwards, without the program.
+coordinates at a time through all steps, as in meta-training where gradients are constants. noted:
+the same with gates that the forward steps wrote, which the library does up to 32 MB: here the MNIST
+MLP's 255 MB, too. kept: XLA keeps gates instead. custom VJP: the derivative of a cell written by
+hand. one tanh: all four gates by one tanh, since σ(x) = (1 + tanh(x/2))/2. unrolled: two steps in
+one round of the loop. whole: all coordinates at once. tiles: 4,096 after another, which the library
+does from 32,768 on, forwards, without the program.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2ljax import kernels, networks
+from l2ljax.kernels import _cpu
 from l2ljax.learned._tiles import in_tiles
 
 HIDDEN = (20, 20)
@@ -125,6 +127,26 @@ def replayed(phi: Any, gradients: jax.Array) -> jax.Array:
     return as_vector((jnp.vdot(updates, gradients), derivative))
 
 
+def noted(phi: Any, gradients: jax.Array) -> jax.Array:
+    memory = networks.lstm_carry(gradients.shape[1:], "float32", hidden=HIDDEN)
+
+    def body(state: Any, gradient: jax.Array) -> tuple[Any, jax.Array]:
+        memory, notes = state
+        memory, update, notes = networks.lstm_noting(
+            phi, memory, gradient[None], notes, hidden=HIDDEN
+        )
+        return (memory, notes), update
+
+    (notes,) = networks.lstm_notes([memory], len(gradients))
+    (_, notes), updates = jax.lax.scan(body, (memory, notes), gradients)
+
+    def again(phi: Any) -> jax.Array:
+        return networks.lstm_sequence(phi, memory, gradients[:, None], notes, hidden=HIDDEN)[1]
+
+    (derivative,) = jax.vjp(again, phi)[1](gradients)
+    return as_vector((jnp.vdot(updates, gradients), derivative))
+
+
 def as_vector(tree: Any) -> jax.Array:
     return jnp.concatenate([jnp.ravel(part) for part in jax.tree.leaves(tree)])
 
@@ -136,7 +158,7 @@ def tiles(phi: Any, memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Ar
 SEGMENTS: dict[str, Callable[..., jax.Array]] = {
     "library": functools.partial(segment, library),
     **(
-        {"program": functools.partial(segment, program), "replayed": replayed}
+        {"program": functools.partial(segment, program), "replayed": replayed, "noted": noted}
         if kernels.load()
         else {}
     ),
@@ -150,6 +172,7 @@ SEGMENTS: dict[str, Callable[..., jax.Array]] = {
 
 def measure_segments(size: int, turns: int) -> dict[str, Any]:
     """Every variant of a segment; each must have the library's derivative."""
+    _cpu._MOST_BYTES = 2**30
     phi = networks.lstm_init(jax.random.key(0), features=1, hidden=HIDDEN)
     gradients = jax.random.normal(jax.random.key(1), (STEPS, size))
     programs, found = {}, {}
