@@ -79,16 +79,34 @@ def in_tiles(
         # Gradients, and updates in the place of those that are done.
         start = jnp.minimum(i * tile, size - tile)
         part = jax.tree.map(
-            lambda array: jax.lax.dynamic_slice_in_dim(array, start, tile, -1), values
+            lambda bits, array: _as(
+                array.dtype, jax.lax.dynamic_slice_in_dim(bits, start, tile, -1)
+            ),
+            values,
+            flat,
         )
         # The conditional also keeps XLA from computing the new cells twice, from what it writes
         # and from what was there: it would have to copy the whole memory for each tile.
         part = jax.lax.cond(i < whole, step, last, *part)
         return jax.tree.map(
-            lambda array, new: jax.lax.dynamic_update_slice_in_dim(array, new, start, -1),
+            lambda bits, new: jax.lax.dynamic_update_slice_in_dim(
+                bits, _as(bits.dtype, new), start, -1
+            ),
             values,
             part,
         )
 
-    found = jax.lax.fori_loop(0, whole + 1, body, flat)
-    return jax.tree.map(lambda array, like: array.reshape(like.shape), found, (memory, gradient))
+    found = jax.lax.fori_loop(0, whole + 1, body, jax.tree.map(_bits, flat))
+    return jax.tree.map(
+        lambda bits, like: _as(like.dtype, bits).reshape(like.shape), found, (memory, gradient)
+    )
+
+
+def _bits(array: Array) -> Array:
+    """Below single precision whole numbers: XLA would convert all of them for each tile."""
+    size = array.dtype.itemsize
+    return _as(jnp.dtype(f"uint{8 * size}"), array) if size < 4 else array
+
+
+def _as(dtype: jnp.dtype, array: Array) -> Array:
+    return array if array.dtype == dtype else jax.lax.bitcast_convert_type(array, dtype)

@@ -63,6 +63,22 @@ def test_tiles_are_the_whole(size, x64):
     assert_near(found(memory, gradient), step(memory, gradient), 1e-14)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float8_e5m2"])
+def test_a_memory_in_less_precision_is_never_converted_whole(dtype):
+    def step(memory, gradient):
+        new = jnp.tanh(memory.astype(jnp.float32) + gradient)
+        return new.astype(memory.dtype), new.sum(0)
+
+    memory, gradient = jnp.ones((4, 4000), dtype), jnp.linspace(-2, 3, 4000)
+    run = jax.jit(
+        lambda memory, gradient: _tiles.in_tiles(step, memory, gradient, 80), donate_argnums=0
+    )
+    compiled = run.lower(memory, gradient).compile()
+    assert "f32[4,4000]" not in compiled.as_text()
+    expected = step(memory, gradient)
+    assert_near(compiled(memory, gradient), expected, 0.3 if dtype == "float8_e5m2" else 1e-2)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("layout", ["flat", "leaves"])
 def test_optimizers_give_the_same_updates_in_tiles(name, layout, tiles, monkeypatch):
