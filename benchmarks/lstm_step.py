@@ -172,6 +172,7 @@ SEGMENTS: dict[str, Callable[..., jax.Array]] = {
 
 def measure_segments(size: int, turns: int) -> dict[str, Any]:
     """Every variant of a segment; each must have the library's derivative."""
+    # Notes are measured also where the library would take none.
     _cpu._MOST_BYTES = 2**30
     phi = networks.lstm_init(jax.random.key(0), features=1, hidden=HIDDEN)
     gradients = jax.random.normal(jax.random.key(1), (STEPS, size))
