@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
@@ -232,7 +233,17 @@ def device_mean(axis: str | None, tree: Any) -> Any:
     >>> device_mean(None, {"loss": 2.0})
     {'loss': 2.0}
     """
-    return tree if axis is None else jax.lax.pmean(tree, axis)
+    if axis is None:
+        return tree
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, tree))
+    # In one array of each type: on a CPU devices wait for each other twice for each array.
+    for kind in dict.fromkeys(leaf.dtype for leaf in leaves):
+        places = [i for i, leaf in enumerate(leaves) if leaf.dtype == kind]
+        ends = np.cumsum([leaves[i].size for i in places])
+        mean = jax.lax.pmean(jnp.concatenate([leaves[i].ravel() for i in places]), axis)
+        for i, part in zip(places, jnp.split(mean, ends[:-1]), strict=True):
+            leaves[i] = part.reshape(leaves[i].shape)
+    return jax.tree.unflatten(structure, leaves)
 
 
 def measurements(present: TruncatedState, losses: Float[Array, " truncation"]) -> dict[str, Array]:

@@ -1,5 +1,8 @@
 """Meta-training over a mesh: the same problems and the same φ on any number of devices."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,6 +73,39 @@ def assert_close(found, expected):
 )
 def test_eight_devices_do_what_one_does(name):
     assert_close(train(name, mesh_of(8)), train(name, None))
+
+
+def test_devices_wait_for_each_other_once_a_meta_step():
+    step, state = meta.make_step(
+        OPT, TASKS[0], key=KEY, batch=2, estimator=ESTIMATORS["truncated"], mesh=mesh_of(2)
+    )
+    program = jax.jit(lambda step, state: step(state, KEY)).lower(step, state).compile().as_text()
+    (exchanged,) = re.findall(r" all-reduce(?:-start)?\(([^)]*)\)", program)
+    assert "," not in exchanged
+
+
+def test_the_mean_over_devices_is_that_of_each_array():
+    rng = np.random.default_rng(0)
+    rows = {
+        "kernel": jnp.asarray(rng.normal(size=(2, 3, 4)), jnp.float32),
+        "half": jnp.asarray(rng.normal(size=(2, 5)), jnp.bfloat16),
+        "steps": jnp.arange(4).reshape(2, 2),
+        "loss": jnp.asarray([0.5, 2.0]),
+        "none": jnp.zeros((2, 0)),
+    }
+    one_row = PartitionSpec("problems")
+
+    mesh = mesh_of(2, kind=AxisType.Auto)
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=one_row, out_specs=PartitionSpec())
+    def mean(rows):
+        return meta.device_mean("problems", jax.tree.map(lambda row: row[0], rows))
+
+    for name, found in mean(rows).items():
+        wanted = np.asarray(rows[name], np.float64).mean(axis=0)
+        assert found.shape == wanted.shape
+        np.testing.assert_allclose(found, wanted, rtol=1e-2 if name == "half" else 1e-6)
+    assert mean(rows)["half"].dtype == jnp.bfloat16
 
 
 def train_perturbed(name, mesh, **options):
