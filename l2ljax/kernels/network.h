@@ -16,6 +16,9 @@ namespace ffi = xla::ffi;
 using Buffer = ffi::Buffer<ffi::F32>;
 using std::size_t;
 
+// A number for each gate of a unit.
+typedef float Gates __attribute__((vector_size(16), aligned(4), may_alias));
+
 // The weights of a layer, copied into the order in which they are read.
 struct Layer {
   int inputs, units, depth;      // depth: inputs and hidden units
@@ -29,13 +32,12 @@ struct Layer {
     inputs = depth - units;
     const float *w = kernel.typed_data(), *b = bias.typed_data();
     forward.resize(size_t(1 + depth) * gates());
-    auto fill = [&](int row, const float *from) {
-      for (int gate = 0; gate < 4; ++gate)
-        for (int unit = 0; unit < units; ++unit)
-          forward[(size_t(unit) * (1 + depth) + row) * 4 + gate] = from[gate * units + unit];
-    };
-    fill(0, b);
-    for (int k = 0; k < depth; ++k) fill(1 + k, w + k * gates());
+    Gates *to = (Gates *)forward.data();
+    for (int u = 0; u < units; ++u)
+      for (int k = -1; k < depth; ++k) {
+        const float *from = (k < 0 ? b : w + k * gates()) + u;
+        *to++ = Gates{from[0], from[units], from[2 * units], from[3 * units]};
+      }
     if (!transposed) return;
     backward.resize(size_t(rounded_up(depth, 4)) * gates());
     for (int k = 0; k < depth; ++k) {
