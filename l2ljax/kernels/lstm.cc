@@ -85,19 +85,16 @@ void forward(const Network &net, const Arrays &arrays, std::int64_t at, int coun
       expect(hidden[u]);
       if (KEEPING) expect_writing(note + u);
     });
+    Kept nowhere;
+    auto kept = [&](int u) -> Kept & { return KEEPING ? note[u] : nowhere; };
     for (int u = 0; u < layer.units; ++u) {
-      Pair cell = load(cells[u], count);
-      if (KEEPING) {
-        outputs[u] = keep(space.found[u], cell, note[u]);
-        cell = note[u].c;
-      } else {
-        // σ(f) c + σ(i) tanh(g), and σ(o) tanh(c), with one division for both factors.
-        auto [i, f, g, o] = space.found[u];
-        cell = cell / f + g / (i * (g + 2.0f));
-        Pair c = expm1_of_twice(cell);
-        outputs[u] = c / (o * (c + 2.0f));
-      }
+      Pair cell = keep_cell(space.found[u], load(cells[u], count), kept(u));
+      space.found[u].p = cell;
       store(new_cells[u], cell, count);
+    }
+    for (int u = 0; u < layer.units; ++u) outputs[u] = expm1_of_twice(space.found[u].p);
+    for (int u = 0; u < layer.units; ++u) {
+      outputs[u] = keep_output(space.found[u].s, outputs[u], kept(u));
       store(new_hidden[u], outputs[u], count);
     }
     if (KEEPING) note += layer.units;
@@ -147,8 +144,11 @@ void recompute(const Network &net, const Arrays &arrays, std::int64_t at, int co
       const Layer &layer = net.layers[l];
       Pair *outputs = l + 1 < net.layers.size() ? step.inputs[l + 1] : step.top;
       exponentials(layer, step.inputs[l], space.found, [](int) {});
+      for (int u = 0; u < layer.units; ++u)
+        outputs[u] = keep_cell(space.found[u], (before++)->c, kept[u]);
+      for (int u = 0; u < layer.units; ++u) outputs[u] = expm1_of_twice(outputs[u]);
       for (int u = 0; u < layer.units; ++u) {
-        outputs[u] = keep(space.found[u], (before++)->c, *kept++);
+        outputs[u] = keep_output(space.found[u].s, outputs[u], *kept++);
         next.inputs[l][layer.inputs + u] = outputs[u];
       }
     }
@@ -161,9 +161,9 @@ void restore(const Network &net, const Kept *kept, const Step &step, const Step 
   for (size_t l = 0; l < net.layers.size(); ++l) {
     const Layer &layer = net.layers[l];
     Pair *outputs = l + 1 < net.layers.size() ? step.inputs[l + 1] : step.top;
+    for (int u = 0; u < layer.units; ++u) step.tanh[l][u] = expm1_of_twice(kept[u].c);
     for (int u = 0; u < layer.units; ++u, ++kept) {
-      Pair t = expm1_of_twice(kept->c);
-      t = t / (t + 2.0f);
+      Pair e = step.tanh[l][u], t = e / (e + 2.0f);
       step.tanh[l][u] = t;
       outputs[u] = kept->o * t;
       next.inputs[l][layer.inputs + u] = outputs[u];
@@ -222,13 +222,13 @@ void pull_back(const Network &net, const Step &step, const Kept *kept, const Kep
     kept -= units, before -= units;
     for (int u = 0; u < units; ++u) {
       Kept k = kept[u];
-      Pair t = step.tanh[l][u], dh = below[u] + by_hidden[u];
-      Pair dc = by_cells[u] + dh * k.o * (1.0f - t * t);
-      by_gates[u] = dc * k.g * k.i * (1.0f - k.i);
-      by_gates[units + u] = dc * before[u].c * k.f * (1.0f - k.f);
-      by_gates[2 * units + u] = dc * k.i * (1.0f - k.g * k.g);
-      by_gates[3 * units + u] = dh * t * k.o * (1.0f - k.o);
+      Pair t = step.tanh[l][u], dh = below[u] + by_hidden[u], by_o = dh * k.o;
+      Pair dc = by_cells[u] + by_o * (1.0f - t * t), by_i = dc * k.i;
       by_cells[u] = dc * k.f;
+      by_gates[u] = by_i * k.g * (1.0f - k.i);
+      by_gates[units + u] = by_cells[u] * before[u].c * (1.0f - k.f);
+      by_gates[2 * units + u] = by_i * (1.0f - k.g * k.g);
+      by_gates[3 * units + u] = by_o * t * (1.0f - k.o);
     }
     const float *w = layer.backward.data();
     for (int k = 0; k < layer.depth; k += 4) {

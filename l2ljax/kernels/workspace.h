@@ -81,18 +81,24 @@ class Workspace {
   }
 };
 
-// What is kept of a unit, from what `exponentials` found and the cell before the step; its output.
-INLINE Pair keep(const Four &found, Pair cell, Kept &kept) {
+// The new cell of a unit, from what `exponentials` found and the cell before the step, with what is
+// kept of it.
+INLINE Pair keep_cell(const Four &found, Pair cell, Kept &kept) {
   auto [i, f, g, o] = found;
+  // One division for two gates.
   Pair r = 1.0f / (i * (g + 2.0f));
   kept.i = r * (g + 2.0f);
-  kept.g = r * g * i;
+  kept.g = r * (g * i);
   kept.f = 1.0f / f;
-  kept.c = kept.f * cell + kept.i * kept.g;
-  Pair t = expm1_of_twice(kept.c);
-  r = 1.0f / (o * (t + 2.0f));
-  kept.o = r * (t + 2.0f);
-  return r * t;
+  return kept.c = kept.f * cell + kept.i * kept.g;
+}
+
+// The output of a unit, with its gate, which is kept: from what `exponentials` found of that, and
+// exp(2 c) - 1 of the new cell.
+INLINE Pair keep_output(Pair o, Pair e, Kept &kept) {
+  Pair r = 1.0f / (o * (e + 2.0f));
+  kept.o = r * (e + 2.0f);
+  return r * e;
 }
 
 }  // namespace l2ljax
