@@ -19,11 +19,12 @@ Ours runs with the CPU's program of `l2ljax.kernels` where it was built (`l2ljax
 with itself without it ("xla"), and once more with huge pages, which Linux gives to a process that
 asks glibc for them in its environment: large buffers are then not brought in 4 KiB at a time.
 
-XLA counts the operations of a step that it compiles itself, its loops' bodies once: about those of
-one inner step with its backward pass. The peaks of the machine are measured beside: a product of
+The operations that a step must do are counted: a product and an addition for each weight and
+coordinate, forwards and, in meta-training, twice more backwards, and five transcendentals for each
+unit and coordinate, which are kept. The peaks of the machine are measured beside: a product of
 matrices, and tanh of numbers in the cache. From both follows a limit, as if a step were nothing but
-products and transcendentals, each at its peak. What is measured of meta-training goes to
-`throughput.json`, of applying to `apply.json`.
+these, each at its peak. What is measured of meta-training goes to `throughput.json`, of applying to
+`apply.json`.
 """
 
 import argparse
@@ -68,16 +69,15 @@ def problem(name: str, data_dir: str | None) -> tuple[l2l.Task, int, int]:
     return l2l.tasks.mlp_classifier(_data.mnist(data_dir)), 1, 15_910
 
 
-def counts(compiled: Any) -> dict[str, float]:
-    """What XLA counts in a program."""
-    found = compiled.cost_analysis()
-    return {"flops": found["flops"], "transcendentals": found.get("transcendentals", 0.0)}
-
-
-def step_program(step: Any, state: Any) -> Any:
-    """The compiled step."""
-    run = jax.jit(lambda step, state, key: step(state, key))
-    return run.lower(step, state, jax.random.key(0)).compile()
+def operations(opt: l2l.LearnedOptimizer, coordinates: int, training: bool) -> dict[str, float]:
+    """What a step must do, with what the derivative needs kept; the optimizee's part left out."""
+    phi = opt.init(jax.random.key(0))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(phi) if leaf.ndim == 2)
+    units = sum(len(cell) for cell, _ in opt.bind(phi).init(jnp.zeros(1)).layers)
+    return {
+        "flops": 2.0 * weights * coordinates * (3 if training else 1),
+        "transcendentals": 5.0 * units * coordinates,
+    }
 
 
 def measure(
@@ -87,20 +87,20 @@ def measure(
     repeats: int,
     devices: int,
     fused: bool | None,
-    counted: bool,
 ) -> dict[str, Any]:
     """Compiles and warms up outside the clock, then times `repeats` rounds of `episodes`."""
     task, batch, coordinates = problem(name, data_dir)
     mesh = jax.make_mesh((devices,), ("problems",)) if devices > 1 and batch > 1 else None
-    make = functools.partial(
-        l2l.meta.make_step,
-        task=task,
+    opt = optimizer(name, fused)
+    step, state = l2l.meta.make_step(
+        opt,
+        task,
         key=jax.random.key(0),
         batch=batch,
         meta_optimizer=optax.adam(1e-3),
         estimator=l2l.meta.truncated(horizon=HORIZON, truncation=TRUNCATION),
+        mesh=mesh,
     )
-    step, state = make(optimizer(name, fused), mesh=mesh)
     one_round = jax.jit(jax.lax.scan)
     keys = jax.random.split(jax.random.key(1), (2 + repeats, episodes * HORIZON // TRUNCATION))
     seconds = []
@@ -122,41 +122,30 @@ def measure(
         "coordinate_updates_per_s": steps * coordinates / median,
         "first_call_s": first,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        # Of one device, which does the work of all; XLA counts nothing in a program of others.
-        **(counts(step_program(*make(optimizer(name, False)))) if counted else {}),
+        **operations(opt, coordinates, training=True),
     }
 
 
-def measure_apply(
-    name: str, coordinates: int, repeats: int, fused: bool | None, counted: bool
-) -> dict[str, Any]:
+def measure_apply(name: str, coordinates: int, repeats: int, fused: bool | None) -> dict[str, Any]:
     """One update and its addition to the params, on the random gradients of one draw."""
+    sizes = [len(part) for part in np.array_split(np.arange(coordinates), LEAVES[name])]
+    rng = np.random.default_rng(0)
+    gradients = {
+        f"{i:03}": jnp.asarray(rng.normal(size=size), jnp.float32) for i, size in enumerate(sizes)
+    }
+    params = jax.tree.map(jnp.zeros_like, gradients)
+    opt = optimizer(name, fused)
+    tx = opt.bind(opt.init(jax.random.key(0)))
+    state = jax.jit(tx.init)(params)
 
-    def program(coordinates: int, fused: bool | None) -> tuple[Any, ...]:
-        sizes = [len(part) for part in np.array_split(np.arange(coordinates), LEAVES[name])]
-        rng = np.random.default_rng(0)
-        gradients = {
-            f"{i:03}": jnp.asarray(rng.normal(size=size), jnp.float32)
-            for i, size in enumerate(sizes)
-        }
-        params = jax.tree.map(jnp.zeros_like, gradients)
-        opt = optimizer(name, fused)
-        tx = opt.bind(opt.init(jax.random.key(0)))
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(gradients, state)
+        return optax.apply_updates(params, updates), state
 
-        @functools.partial(jax.jit, donate_argnums=(0, 1))
-        def step(params: Any, state: Any, gradients: Any) -> tuple[Any, Any]:
-            updates, state = tx.update(gradients, state)
-            return optax.apply_updates(params, updates), state
-
-        arguments = (params, jax.jit(tx.init)(params), gradients)
-        start = time.perf_counter()
-        compiled = step.lower(*arguments).compile()
-        return time.perf_counter() - start, compiled, *arguments
-
-    first, compiled, params, state, gradients = program(coordinates, fused)
-    # Of so few that XLA computes them at once: of a loop over tiles it counts one.
-    few = 10_000
-    operations = counts(program(few, False)[1]) if counted else {}
+    start = time.perf_counter()
+    compiled = step.lower(params, state, gradients).compile()
+    first = time.perf_counter() - start
     params, state = jax.block_until_ready(compiled(params, state, gradients))
     seconds = []
     for _ in range(repeats):
@@ -173,7 +162,7 @@ def measure_apply(
         "coordinate_updates_per_s": coordinates / float(np.median(seconds)),
         "first_call_s": first,
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        **{name: count * coordinates / few for name, count in operations.items()},
+        **operations(opt, coordinates, training=False),
     }
 
 
@@ -262,23 +251,22 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
     parser.add_argument("--quick", action="store_true", help="little of each, and write nothing")
     parser.add_argument("--xla", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--uncounted", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", choices=[*PROBLEMS, "peaks"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     check(parser, arguments)
     _report.compile_anew()
     quick = arguments.quick
-    how = {"fused": False if arguments.xla else None, "counted": not arguments.uncounted}
+    fused = False if arguments.xla else None
     if arguments.one == "peaks":
         print(json.dumps(peaks()))
         return
     if arguments.one in LEAVES:
         sizes = (8_000, 2) if quick else (COORDINATES, 9)
-        print(json.dumps(measure_apply(arguments.one, *sizes, **how)))
+        print(json.dumps(measure_apply(arguments.one, *sizes, fused)))
         return
     if arguments.one:
         rounds = (1, 1) if quick else {"quadratics": (10, 5), "mnist": (2, 5)}[arguments.one]
-        found = measure(arguments.one, arguments.data_dir, *rounds, arguments.devices, **how)
+        found = measure(arguments.one, arguments.data_dir, *rounds, arguments.devices, fused)
         print(json.dumps(found))
         return
     passed = [] if arguments.data_dir is None else ["--data-dir", arguments.data_dir]
@@ -288,10 +276,9 @@ def main() -> None:
         command = [sys.executable, __file__, "--one", name, *passed]
         devices = arguments.devices if name == "quadratics" else 1
         environment = {"JAX_NUM_CPU_DEVICES": str(devices)} if devices > 1 else {}
-        again = [*command, "--uncounted"]
         others = {
-            "xla": functools.partial(in_own_process, [*again, "--xla"], environment),
-            "huge_pages": functools.partial(in_own_process, again, environment | HUGE_PAGES),
+            "xla": functools.partial(in_own_process, [*command, "--xla"], environment),
+            "huge_pages": functools.partial(in_own_process, command, environment | HUGE_PAGES),
             **{
                 other: functools.partial(in_own_process, rival)
                 for other, rival in rivals(name, arguments).items()
