@@ -85,14 +85,13 @@ void forward(const Network &net, const Arrays &arrays, std::int64_t at, int coun
       expect(hidden[u]);
       if (KEEPING) expect_writing(note + u);
     });
-    Kept nowhere;
+    Kept nowhere;   // of all units, where nothing is kept
     auto kept = [&](int u) -> Kept & { return KEEPING ? note[u] : nowhere; };
     for (int u = 0; u < layer.units; ++u) {
-      Pair cell = keep_cell(space.found[u], load(cells[u], count), kept(u));
-      space.found[u].p = cell;
-      store(new_cells[u], cell, count);
+      outputs[u] = keep_cell(space.found[u], load(cells[u], count), kept(u));
+      store(new_cells[u], outputs[u], count);
     }
-    for (int u = 0; u < layer.units; ++u) outputs[u] = expm1_of_twice(space.found[u].p);
+    for (int u = 0; u < layer.units; ++u) outputs[u] = expm1_of_twice(outputs[u]);
     for (int u = 0; u < layer.units; ++u) {
       outputs[u] = keep_output(space.found[u].s, outputs[u], kept(u));
       store(new_hidden[u], outputs[u], count);
