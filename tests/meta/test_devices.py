@@ -94,7 +94,6 @@ def test_the_mean_over_devices_is_that_of_each_array():
         "none": jnp.zeros((2, 0)),
     }
     one_row = PartitionSpec("problems")
-
     mesh = mesh_of(2, kind=AxisType.Auto)
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=one_row, out_specs=PartitionSpec())
