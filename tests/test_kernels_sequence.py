@@ -10,6 +10,7 @@ from flax.errors import ScopeParamShapeError
 
 from l2ljax import kernels
 from l2ljax.kernels import _build, _cpu
+from l2ljax.networks import lstm_carry
 from tests.lstm_cases import PROGRAM_SIZES, arguments_of, assert_close, like, network
 
 HIDDEN = (20, 20)
@@ -89,6 +90,18 @@ def test_notes_are_what_is_read_and_too_many_are_not_taken(monkeypatch):
     monkeypatch.setattr(_cpu, "_MOST_BYTES", notes.kept.nbytes)
     assert kernels.cpu_notes([arguments[1]], 5) is not None
     assert kernels.cpu_notes([arguments[1]] * 2, 5) is None
+
+
+def test_a_gibibyte_is_the_most_that_is_noted():
+    def room(coordinates):
+        carries = jax.eval_shape(lambda: lstm_carry((coordinates,), "float32", hidden=HIDDEN))
+        return jax.eval_shape(lambda carries: kernels.cpu_notes([carries], 20), carries)
+
+    # The MLP of MNIST: 800 bytes a coordinate and step, of whole tiles.
+    assert room(15_910)[0].kept.shape == (20 * 200 * 15_936,)
+    # 2^30 bytes are 67,108.9 coordinates.
+    assert room(67_104) is not None
+    assert room(67_105) is None
 
 
 def test_notes_that_have_no_room_are_refused():
