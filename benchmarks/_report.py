@@ -118,14 +118,18 @@ def median_ratio(ratios: list[float]) -> dict[str, float]:
     return {"ratio": float(np.median(values)), "low": float(low), "high": float(high)}
 
 
-def in_turns(programs: dict[str, Callable[[], Any]], turns: int) -> dict[str, Any]:
-    """Milliseconds of each, and ratios of neighbouring turns to the first."""
+def in_turns(
+    programs: dict[str, Callable[[], Any]], turns: int, *, calls: int = 1
+) -> dict[str, Any]:
+    """Milliseconds of each, the last of its calls in a turn, and ratios of turns to the first."""
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(turns):
         for name, program in programs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(program())
-            seconds[name].append(time.perf_counter() - start)
+            for _ in range(calls):
+                start = time.perf_counter()
+                jax.block_until_ready(program())
+                last = time.perf_counter() - start
+            seconds[name].append(last)
     base = next(iter(seconds.values()))
     return {
         name: {

@@ -2,17 +2,18 @@
 
     python benchmarks/lstm_step.py
 
-A segment of meta-training without its task: 20 steps of the 2x20 LSTM on given gradients, and the
-sum of updates times gradients with its derivative by φ; then a step alone, forwards. All variants
-of a size compute the same numbers, which is checked, and run in turns in one process; figures are
-medians of the ratios of neighbouring turns to the library's own way without its program, below 1
-where a variant is faster, with a 95 % interval of the median (bootstrap).
+Segments of meta-training without their task: 20 steps of the 2x20 LSTM on given gradients, and the
+sum of updates times gradients with its derivative by φ, four segments in one compiled call, as
+`meta.train` has many in one; then a step alone, forwards. All variants of a size compute the
+same numbers, which is checked, and run in turns in one process; figures are medians of the ratios
+of neighbouring turns to the library's own way without its program, below 1 where a variant is
+faster, with a 95 % interval of the median (bootstrap).
 
 library: XLA computes the step, and again in the backward pass. program: that of `l2ljax.kernels`
 for a CPU does both, where it was built (`l2ljax build`). replayed: its derivative takes some
-coordinates at a time through all steps, as in meta-training where gradients are constants. noted:
-the same with gates that the forward steps wrote, which the library does up to 32 MB: here the MNIST
-MLP's 255 MB, too. kept: XLA keeps gates instead. custom VJP: the derivative of a cell written by
+coordinates at a time through all steps, as in meta-training where gradients are constants, if gates
+would take more than 1 GiB. noted: the same with gates that the forward steps wrote, as the library
+does otherwise. kept: XLA keeps gates instead. custom VJP: the derivative of a cell written by
 hand. one tanh: all four gates by one tanh, since σ(x) = (1 + tanh(x/2))/2. unrolled: two steps in
 one round of the loop. whole: all coordinates at once. tiles: 4,096 after another, which the library
 does from 32,768 on, forwards, without the program.
@@ -29,14 +30,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from l2ljax import kernels, networks
-from l2ljax.kernels import _cpu
 from l2ljax.learned._tiles import in_tiles
 
 HIDDEN = (20, 20)
-STEPS = 20
+STEPS, IN_A_CALL = 20, 4
 SIZES = {"quadratics, 1,280": 1280, "MNIST MLP, 15,910": 15_910, "1,002,660": 1_002_660}
 Memory = tuple[tuple[jax.Array, jax.Array], ...]
 Step = Callable[[Any, Memory, jax.Array], tuple[Memory, jax.Array]]
+Segment = Callable[[Any, Memory, jax.Array], tuple[Memory, jax.Array]]
 
 
 def library(phi: Any, memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Array]:
@@ -100,36 +101,40 @@ by_hand.defvjp(by_hand_forward, by_hand_backward)
 
 
 def segment(
-    step: Step, phi: Any, gradients: jax.Array, *, recompute: bool = True, unroll: int = 1
-) -> jax.Array:
-    """The sum of updates times gradients over the steps, and its derivative, as one vector."""
+    step: Step,
+    phi: Any,
+    memory: Memory,
+    gradients: jax.Array,
+    *,
+    recompute: bool = True,
+    unroll: int = 1,
+) -> tuple[Memory, jax.Array]:
+    """New memory; as one vector the sum of updates times gradients, and its derivative."""
 
-    def total(phi: Any) -> jax.Array:
+    def total(phi: Any) -> tuple[jax.Array, Memory]:
         def body(memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Array]:
             memory, update = step(phi, memory, gradient)
             return memory, jnp.vdot(update, gradient)
 
         body = jax.checkpoint(body, prevent_cse=False) if recompute else body
-        memory = networks.lstm_carry(gradients.shape[1:], "float32", hidden=HIDDEN)
-        return jax.lax.scan(body, memory, gradients, unroll=unroll)[1].sum()
+        new, products = jax.lax.scan(body, memory, gradients, unroll=unroll)
+        return products.sum(), new
 
-    return as_vector(jax.value_and_grad(total)(phi))
+    (found, new), derivative = jax.value_and_grad(total, has_aux=True)(phi)
+    return new, as_vector((found, derivative))
 
 
-def replayed(phi: Any, gradients: jax.Array) -> jax.Array:
-    memory = networks.lstm_carry(gradients.shape[1:], "float32", hidden=HIDDEN)
-    _, updates = jax.lax.scan(functools.partial(program, phi), memory, gradients)
+def replayed(phi: Any, memory: Memory, gradients: jax.Array) -> tuple[Memory, jax.Array]:
+    new, updates = jax.lax.scan(functools.partial(program, phi), memory, gradients)
 
     def again(phi: Any) -> jax.Array:
         return networks.lstm_sequence(phi, memory, gradients[:, None], hidden=HIDDEN)[1]
 
     (derivative,) = jax.vjp(again, phi)[1](gradients)
-    return as_vector((jnp.vdot(updates, gradients), derivative))
+    return new, as_vector((jnp.vdot(updates, gradients), derivative))
 
 
-def noted(phi: Any, gradients: jax.Array) -> jax.Array:
-    memory = networks.lstm_carry(gradients.shape[1:], "float32", hidden=HIDDEN)
-
+def noted(phi: Any, memory: Memory, gradients: jax.Array) -> tuple[Memory, jax.Array]:
     def body(state: Any, gradient: jax.Array) -> tuple[Any, jax.Array]:
         memory, notes = state
         memory, update, notes = networks.lstm_noting(
@@ -138,13 +143,13 @@ def noted(phi: Any, gradients: jax.Array) -> jax.Array:
         return (memory, notes), update
 
     (notes,) = networks.lstm_notes([memory], len(gradients))
-    (_, notes), updates = jax.lax.scan(body, (memory, notes), gradients)
+    (new, notes), updates = jax.lax.scan(body, (memory, notes), gradients)
 
     def again(phi: Any) -> jax.Array:
         return networks.lstm_sequence(phi, memory, gradients[:, None], notes, hidden=HIDDEN)[1]
 
     (derivative,) = jax.vjp(again, phi)[1](gradients)
-    return as_vector((jnp.vdot(updates, gradients), derivative))
+    return new, as_vector((jnp.vdot(updates, gradients), derivative))
 
 
 def as_vector(tree: Any) -> jax.Array:
@@ -155,7 +160,7 @@ def tiles(phi: Any, memory: Memory, gradient: jax.Array) -> tuple[Memory, jax.Ar
     return in_tiles(functools.partial(library, phi), memory, gradient)
 
 
-SEGMENTS: dict[str, Callable[..., jax.Array]] = {
+SEGMENTS: dict[str, Segment] = {
     "library": functools.partial(segment, library),
     **(
         {"program": functools.partial(segment, program), "replayed": replayed, "noted": noted}
@@ -170,15 +175,20 @@ SEGMENTS: dict[str, Callable[..., jax.Array]] = {
 }
 
 
+def one_after_another(segment: Segment, phi: Any, gradients: jax.Array) -> jax.Array:
+    """The vectors of all segments, each of which goes on from the memory of the one before."""
+    memory = networks.lstm_carry(gradients.shape[2:], "float32", hidden=HIDDEN)
+    return jax.lax.scan(functools.partial(segment, phi), memory, gradients)[1]
+
+
 def measure_segments(size: int, turns: int) -> dict[str, Any]:
     """Every variant of a segment; each must have the library's derivative."""
-    # Notes are measured also where the library would take none.
-    _cpu._MOST_BYTES = 2**30
     phi = networks.lstm_init(jax.random.key(0), features=1, hidden=HIDDEN)
-    gradients = jax.random.normal(jax.random.key(1), (STEPS, size))
+    gradients = jax.random.normal(jax.random.key(1), (IN_A_CALL, STEPS, size))
     programs, found = {}, {}
     for name, function in SEGMENTS.items():
-        compiled = jax.jit(function).lower(phi, gradients).compile()
+        run = jax.jit(functools.partial(one_after_another, function))
+        compiled = run.lower(phi, gradients).compile()
         found[name] = compiled(phi, gradients)
         programs[name] = functools.partial(compiled, phi, gradients)
     for name, derivative in found.items():
@@ -186,7 +196,8 @@ def measure_segments(size: int, turns: int) -> dict[str, Any]:
         np.testing.assert_allclose(
             derivative / scale, found["library"] / scale, atol=1e-4, err_msg=name
         )
-    return _report.in_turns(programs, turns)
+    # In training a call follows another, and takes the memory that this one has freed.
+    return _report.in_turns(programs, turns, calls=2)
 
 
 def measure_forwards(size: int, turns: int) -> dict[str, Any]:
@@ -214,7 +225,7 @@ def measure_forwards(size: int, turns: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=31)
+    parser.add_argument("--turns", type=int, default=21)
     parser.add_argument("--quick", action="store_true", help="little of each, and write nothing")
     arguments = parser.parse_args()
     turns = 2 if arguments.quick else arguments.turns

@@ -16,8 +16,7 @@ with ours: the first study, and torch (`_torch_training.py`). With `--devices` a
 host devices shares the quadratics, as it does in the study; MNIST has one problem, which no mesh
 can share. Without MNIST's files, random images of the same shape stand in: the work is the same.
 Ours runs with the CPU's program of `l2ljax.kernels` where it was built (`l2ljax build`), in turns
-with itself without it ("xla"), and once more with huge pages, which Linux gives to a process that
-asks glibc for them in its environment: large buffers are then not brought in 4 KiB at a time.
+with itself without it ("xla").
 
 The operations that a step must do are counted: a product and an addition for each weight and
 coordinate, forwards and, in meta-training, twice more backwards, and five transcendentals for each
@@ -50,7 +49,6 @@ import l2ljax as l2l
 from l2ljax import kernels
 
 HORIZON, TRUNCATION = 100, 20
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 COORDINATES = 1_002_660
 LEAVES = {"apply-1": 1, "apply-4": 4, "apply-400": 400}
 PROBLEMS = ("quadratics", "mnist", *LEAVES)
@@ -280,7 +278,6 @@ def main() -> None:
         environment = {"JAX_NUM_CPU_DEVICES": str(devices)} if devices > 1 else {}
         others = {
             "xla": functools.partial(in_own_process, [*command, "--xla"], environment),
-            "huge_pages": functools.partial(in_own_process, command, environment | HUGE_PAGES),
             **{
                 other: functools.partial(in_own_process, rival)
                 for other, rival in rivals(name, arguments).items()
