@@ -393,8 +393,8 @@ ffi::Error SequenceBackward(ffi::ThreadPool pool, std::int64_t devices,
 }
 
 // Room for notes: they are written before they are read. Large ones are memory that the system gives
-// anew for each call of XLA's program, page after page as they are written. In huge pages that takes a
-// quarter of the time; where there are none, it is as it was.
+// anew for each call of XLA's program, page after page as they are written: fewer if they are huge.
+// Where a system has none of these, or refuses, notes are as good.
 ffi::Error Notes(ffi::RemainingArgs, ffi::RemainingRets results) {
 #ifdef MADV_HUGEPAGE
   auto notes = results.get<Buffer>(0).value();
