@@ -5,9 +5,10 @@
 Segments of meta-training without their task: 20 steps of the 2x20 LSTM on given gradients, and the
 sum of updates times gradients with its derivative by φ, four segments in one compiled call, as
 `meta.train` has many in one; then a step alone, forwards. All variants of a size compute the
-same numbers, which is checked, and run in turns in one process; figures are medians of the ratios
-of neighbouring turns to the library's own way without its program, below 1 where a variant is
-faster, with a 95 % interval of the median (bootstrap).
+same numbers, which is checked, and run in turns in one process, segments by two calls of which the
+second counts; figures are medians of the ratios of neighbouring turns to the library's own way
+without its program, below 1 where a variant is faster, with a 95 % interval of the median
+(bootstrap).
 
 library: XLA computes the step, and again in the backward pass. program: that of `l2ljax.kernels`
 for a CPU does both, where it was built (`l2ljax build`). replayed: its derivative takes some
