@@ -114,9 +114,13 @@ def choice(name: str, value: Any, options: Iterable[Any]) -> None:
     is_bool = isinstance(value, bool)
     if any(value == option and isinstance(option, bool) == is_bool for option in options):
         return
-    near = difflib.get_close_matches(str(value), [str(o) for o in options], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{name} must be one of {options}, got {value!r}{hint}")
+    raise ValueError(f"{name} must be one of {options}, got {value!r}{near(value, options)}")
+
+
+def near(value: Any, options: Iterable[Any]) -> str:
+    """What an error adds to propose the nearest of `options`; nothing if none is near."""
+    found = difflib.get_close_matches(str(value), [str(o) for o in options], n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def floating_leaves(name: str, tree: Any) -> None:

@@ -277,7 +277,8 @@ class LearnedOptimizer:
         init: `init(key) -> phi`, draws the first φ.
         bind: `bind(phi) -> optax.GradientTransformation`. The result is an ordinary
             transformation; `jax.grad` through `bind` is meta-training.
-        spec: what rebuilds the optimizer, or None for one that cannot be saved.
+        spec: what rebuilds the optimizer from a card, or None for one that `learned.load` gets as
+            `opt=`.
 
     Gradient descent with a learned rate:
 

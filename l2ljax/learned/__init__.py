@@ -11,7 +11,7 @@ from l2ljax.learned._partition import PartitionState, partition
 from l2ljax.learned._reversible_momentum import ReversibleMomentumState, reversible_momentum
 from l2ljax.learned._rnnprop import rnnprop
 from l2ljax.learned._surrogate_lstm import SurrogateState, surrogate_lstm
-from l2ljax.learned._weights import load, restore, save, shipped
+from l2ljax.learned._weights import load, read_card, restore, save, shipped
 
 __all__ = [
     "AdaptiveState",
@@ -30,6 +30,7 @@ __all__ = [
     "lstm",
     "mlp",
     "partition",
+    "read_card",
     "restore",
     "reversible_momentum",
     "rnnprop",

@@ -12,7 +12,7 @@ def fixed(tx: optax.GradientTransformation) -> LearnedOptimizer:
         tx: any optax transformation, also a bound learned one.
 
     Returns:
-        A learned optimizer whose φ is `()` and that binds to `tx`. It cannot be saved.
+        A learned optimizer whose φ is `()` and that binds to `tx`.
 
     An initial point that gradient descent makes most of:
 

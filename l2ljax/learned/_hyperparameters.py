@@ -71,8 +71,8 @@ def hyperparameters(
 
     Returns:
         A learned optimizer: `phi` is a dictionary of arrays by name, each `[]`, or `[horizon]`, or
-        with `like` a tree of these. It can be saved if `factory` is one of `classic` and there is
-        no `like`.
+        with `like` a tree of these. `learned.load` rebuilds it if `factory` is one of `classic`
+        and there is no `like`, and otherwise gets it as `opt=`.
 
     Raises:
         ValueError: for no hyperparameter, a value that is not a positive number, or not inside

@@ -57,9 +57,9 @@ def partition(
               '/', gives the label.
             - a tree of labels like the params, in which a label may stand for a whole subtree. It
               becomes patterns; so a flat dictionary of labels may be called either.
-            - a function from params to such a tree. Such a partition cannot be saved. The function
-              may read shapes, so a batch of problems is not taken for one bigger problem, and
-              meta-training is slower than with patterns.
+            - a function from params to such a tree. Such a partition is loaded by `opt=`. The
+              function may read shapes, so a batch of problems is not taken for one bigger problem,
+              and meta-training is slower than with patterns.
 
     Returns:
         A learned optimizer whose φ is `{label: φ of its optimizer}`. The bound transformation's

@@ -54,12 +54,13 @@ def save(path: Path, opt: LearnedOptimizer, phi: Phi, card: Mapping[str, Any]) -
         opt: the optimizer.
         phi: its meta-parameters.
         card: plain JSON values: the task, seed, meta-steps, scores, the command. The architecture
-            is added under `optimizer`.
+            is added under `optimizer`. It is null where JSON values cannot rebuild the optimizer:
+            for one of your own (without `spec`), or one with a function among its arguments.
+            `load` and `restore` then need it as `opt=`.
 
     Raises:
-        ValueError: for what is no learned optimizer, one that cannot be rebuilt from JSON values (a
-            function among its arguments, or no `spec`), a card that is not JSON, or weights that
-            are not finite or not those of the optimizer.
+        ValueError: for what is no learned optimizer, a card that is not JSON, or weights that are
+            not finite or not those of the optimizer.
         FileExistsError: if the folder has weights already.
         OSError: if the folder cannot be written.
 
@@ -76,9 +77,6 @@ def save(path: Path, opt: LearnedOptimizer, phi: Phi, card: Mapping[str, Any]) -
         raise ValueError(f"opt must be a learned optimizer, got {opt!r}")
     if not isinstance(card, Mapping):
         raise ValueError(f"card must be a mapping of plain JSON values, got {card!r}")
-    if opt.spec is None:
-        raise ValueError("opt must have a spec to be saved; only optimizers of l2ljax.learned have")
-    _require_plain(opt.spec["arguments"])
     if not all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(phi)):
         raise ValueError(f"phi must be a tree of arrays, such as opt.init draws, got {phi!r}")
     if not all(bool(jax.numpy.isfinite(leaf).all()) for leaf in jax.tree.leaves(phi)):
@@ -90,7 +88,8 @@ def save(path: Path, opt: LearnedOptimizer, phi: Phi, card: Mapping[str, Any]) -
     for name in (checkpoint.WEIGHTS, checkpoint.CARD):
         if (folder / name).exists():
             raise FileExistsError(f"{folder / name} exists; weights are never overwritten")
-    checkpoint.save_weights(folder, phi, {**card, "optimizer": opt.spec})
+    spec = opt.spec if _is_plain(opt.spec) else None
+    checkpoint.save_weights(folder, phi, {**card, "optimizer": spec})
 
 
 def shipped() -> dict[str, dict[str, Any]]:
@@ -109,7 +108,28 @@ def shipped() -> dict[str, dict[str, Any]]:
     return {path.parent.name: checkpoint.read_card(path.parent) for path in _shipped_cards()}
 
 
-def restore(name_or_path: Path, **settings: Any) -> tuple[LearnedOptimizer, Phi, dict[str, Any]]:
+def read_card(name_or_path: Path) -> dict[str, Any]:
+    """The card of saved weights.
+
+    Args:
+        name_or_path: as in `restore`.
+
+    Returns:
+        The card.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged, or `name_or_path` is neither a name nor a path.
+
+    >>> read_card("lstm-quadratic")["optimizer"]["name"]
+    'lstm'
+    """
+    return checkpoint.read_card(_folder(name_or_path))
+
+
+def restore(
+    name_or_path: Path, *, opt: LearnedOptimizer | None = None, **settings: Any
+) -> tuple[LearnedOptimizer, Phi, dict[str, Any]]:
     """Reads a learned optimizer, its meta-parameters and its card.
 
     Args:
@@ -117,6 +137,8 @@ def restore(name_or_path: Path, **settings: Any) -> tuple[LearnedOptimizer, Phi,
             that `save` wrote. A text that is such a name means these weights on every machine,
             also where a folder has the same name: that folder is `"./name"`, or a `pathlib.Path`,
             which is never a name.
+        opt: the optimizer that the weights belong to, instead of the one that the card names. An
+            optimizer of your own is always given, as no code is loaded from a folder.
         **settings: arguments of the optimizer beside those on the card, or instead of them, such as
             `state_dtype="bfloat16"` or `layout="leaves"`.
 
@@ -125,18 +147,44 @@ def restore(name_or_path: Path, **settings: Any) -> tuple[LearnedOptimizer, Phi,
 
     Raises:
         FileNotFoundError: if there are no weights.
-        ValueError: if the files are damaged, the weights do not fit the architecture that the card
-            and `settings` name, the optimizer does not take `settings`, or `name_or_path` is
-            neither a name nor a path.
+        ValueError: if the files are damaged, the weights do not fit `opt` or the architecture that
+            the card and `settings` name, the optimizer does not take `settings`, there are both
+            `opt` and `settings`, the card names no optimizer and there is no `opt`, or
+            `name_or_path` is neither a name nor a path.
+
+    Gradient descent with a learned rate:
+
+    >>> import tempfile
+    >>> mine = LearnedOptimizer(init=lambda key: jax.numpy.zeros(()),
+    ...                         bind=lambda phi: optax.sgd(jax.numpy.exp(phi)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(folder, mine, jax.numpy.array(-1.5), {"task": "none"})
+    ...     _, phi, card = restore(folder, opt=mine)
+    >>> phi.item(), card["optimizer"]
+    (-1.5, None)
     """
     folder = _folder(name_or_path)
     card = checkpoint.read_card(folder)
-    opt = _rebuild(str(folder / checkpoint.CARD), card.get("optimizer"), settings)
+    where, spec = str(folder / checkpoint.CARD), card.get("optimizer", "nothing")
+    if opt is not None:
+        if not isinstance(opt, LearnedOptimizer):
+            raise ValueError(f"opt must be a learned optimizer, got {opt!r}")
+        if settings:
+            raise ValueError(f"opt has its own settings, got it with {settings}")
+    elif spec is None:
+        raise ValueError(
+            f"opt must be the learned optimizer that was saved, got none: {where} names none of "
+            "l2ljax.learned that plain JSON values rebuild"
+        )
+    else:
+        opt = _rebuild(where, spec, settings)
     phi = checkpoint.read_weights(folder, jax.eval_shape(opt.init, jax.random.key(0)))
     return opt, phi, card
 
 
-def load(name_or_path: Path, **settings: Any) -> optax.GradientTransformation:
+def load(
+    name_or_path: Path, *, opt: LearnedOptimizer | None = None, **settings: Any
+) -> optax.GradientTransformation:
     """A trained optimizer, ready to use.
 
     `flax.nnx.Optimizer` keeps its `tx` as a static attribute, which must hold no arrays; this one
@@ -146,6 +194,7 @@ def load(name_or_path: Path, **settings: Any) -> optax.GradientTransformation:
     Args:
         name_or_path: the name of weights that come with the package, or a folder that `save` wrote;
             as in `restore`.
+        opt: as in `restore`.
         **settings: as in `restore`.
 
     Returns:
@@ -154,9 +203,10 @@ def load(name_or_path: Path, **settings: Any) -> optax.GradientTransformation:
     Raises:
         FileNotFoundError: if there are no weights.
         ValueError: if they are damaged or of another architecture, the optimizer does not take
-            `settings`, or `name_or_path` is neither a name nor a path.
+            `settings`, `opt` is needed or is there with `settings`, or `name_or_path` is neither a
+            name nor a path.
     """
-    opt, phi, _ = restore(name_or_path, **settings)
+    opt, phi, _ = restore(name_or_path, opt=opt, **settings)
     return opt.bind(phi)
 
 
@@ -180,7 +230,7 @@ def _folder(name_or_path: Path) -> pathlib.Path:
         raise FileNotFoundError(
             f"{name_or_path} does not exist: it is no folder, and none of the weights that come "
             f"with l2ljax, {names}; expected one of these names, or the path of a folder with "
-            f"{checkpoint.WEIGHTS} and {checkpoint.CARD}"
+            f"{checkpoint.WEIGHTS} and {checkpoint.CARD}{_checks.near(name_or_path, names)}"
         )
     return path
 
@@ -190,7 +240,7 @@ def _rebuild(where: str, spec: Any, settings: Mapping[str, Any] | None = None) -
     if not isinstance(spec, dict) or not isinstance(spec.get("arguments"), dict):
         raise ValueError(f"{where} must name the optimizer and its arguments, got {spec!r}")
     name = str(spec.get("name"))
-    _checks.choice(f"optimizer in {where}", name, FACTORIES)
+    _checks.choice(f"optimizer in {where}, without opt=,", name, FACTORIES)
     try:
         return FACTORIES[name](**{**spec["arguments"], **(settings or {})})
     except (AttributeError, TypeError, ValueError) as error:
@@ -200,17 +250,10 @@ def _rebuild(where: str, spec: Any, settings: Mapping[str, Any] | None = None) -
         ) from error
 
 
-def _require_plain(value: Any, place: str = "") -> None:
-    """Refuses what a card cannot hold, wherever in a spec."""
+def _is_plain(value: Any) -> bool:
+    """Whether a card can hold a value; no function is kept."""
     if isinstance(value, dict):
-        for name, item in value.items():
-            _require_plain(item, f"{place}.{name}".lstrip("."))
-    elif isinstance(value, list):
-        for item in value:
-            _require_plain(item, place)
-    elif callable(value):
-        raise ValueError(f"opt cannot be saved: its argument {place} is the function {value!r}")
-    elif not isinstance(value, str | int | float | None):
-        raise ValueError(
-            f"opt cannot be saved: its argument {place} must be plain JSON values, got {value!r}"
-        )
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return isinstance(value, str | int | float | None)

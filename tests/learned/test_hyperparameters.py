@@ -132,12 +132,13 @@ def test_it_is_saved_by_the_name_of_its_method(tmp_path):
     again, weights, _ = learned.restore(tmp_path)
     assert again.spec == opt.spec == json.loads(json.dumps(opt.spec))
     assert_same_path(run(again.bind(weights)), run(opt.bind(phi)))
-    for lost in (
-        hyperparameters(functools.partial(classic.adam, b1=0.5), learning_rate=0.1),
-        hyperparameters("adam", learning_rate=0.1, like=PARAMS),
-    ):
-        with pytest.raises(ValueError, match="opt must have a spec to be saved"):
-            learned.save(tmp_path / "lost", lost, lost.init(KEY), {})
+    for place, own in {
+        "factory": hyperparameters(functools.partial(classic.adam, b1=0.5), learning_rate=0.1),
+        "like": hyperparameters("adam", learning_rate=0.1, like=PARAMS),
+    }.items():
+        phi = jax.tree.map(lambda leaf: leaf - 0.5, own.init(KEY))
+        learned.save(tmp_path / place, own, phi, {})
+        assert_same_path(run(learned.load(tmp_path / place, opt=own)), run(own.bind(phi)))
 
 
 @pytest.mark.parametrize(

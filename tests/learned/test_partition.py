@@ -7,10 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from l2ljax import classic, learned, meta
+from l2ljax import learned, meta
 from l2ljax.core import CoordinatewiseTransformation, LearnedOptimizer, Task, closure
 
 PATTERNS = {"Conv*": "conv", "*/bias": "fc", "Dense_0/kernel": "fc"}
+OWN = LearnedOptimizer(lambda key: jnp.ones(()), optax.sgd)  # without a spec
 TREE = {"Conv_0": "conv", "Dense_0": {"kernel": "fc", "bias": "fc"}}
 
 
@@ -300,25 +301,23 @@ def test_a_partition_of_partitions_is_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "function", "message"),
+    ("labels", "changed"),
     [
-        (by_rank, None, "argument labels is the function.*by_rank"),
-        (PATTERNS, jnp.atleast_2d, r"argument optimizers.conv.arguments.preprocess is the func"),
+        (by_rank, {}),
+        (PATTERNS, {"conv": learned.lstm(hidden=(3,), preprocess=jnp.atleast_2d)}),
+        (PATTERNS, {"conv": OWN}),
     ],
-    ids=["function", "member"],
+    ids=["function", "function of a member", "member"],
 )
-def test_what_is_no_json_is_refused_by_name(tmp_path, labels, function, message):
-    conv = learned.lstm(hidden=(3,), preprocess=function)
-    opt = learned.partition({**members(), "conv": conv}, labels)
-    with pytest.raises(ValueError, match=message):
-        learned.save(tmp_path / "new", opt, phi(), {})
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_partition_with_a_member_without_spec_cannot_be_saved(tmp_path):
-    opt = LearnedOptimizer(lambda key: (), lambda phi: classic.gradient_descent(0.1))
-    with pytest.raises(ValueError, match="opt must have a spec"):
-        learned.save(tmp_path / "new", learned.partition({"a": opt}, {"*": "a"}), {"a": ()}, {})
+def test_what_json_cannot_rebuild_is_loaded_by_opt_alone(tmp_path, labels, changed):
+    opt = learned.partition({**members(), **changed}, labels)
+    weights = opt.init(jax.random.key(1))
+    learned.save(tmp_path, opt, weights, {})
+    with pytest.raises(ValueError, match="^opt must be the learned optimizer that was saved"):
+        learned.load(tmp_path)
+    again, found, _ = learned.restore(tmp_path, opt=opt)
+    assert again is opt
+    jax.tree.map(np.testing.assert_array_equal, found, weights)
 
 
 @pytest.mark.parametrize(

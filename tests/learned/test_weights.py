@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import json
 
@@ -8,7 +9,7 @@ import optax
 import pytest
 
 from l2ljax import learned
-from l2ljax.core import LearnedOptimizer
+from l2ljax.core import LearnedOptimizer, Spec
 
 CARD = {"task": "none", "seed": 3}
 
@@ -77,21 +78,68 @@ def test_a_card_cannot_name_another_optimizer_than_the_one_saved(tmp_path):
     assert learned.restore(tmp_path)[0].spec == trained()[0].spec
 
 
+# Optimizers that no card rebuilds.
+
+OWN = LearnedOptimizer(
+    init=lambda key: {"rate": jnp.zeros(()), "decay": jnp.zeros(())},
+    bind=lambda phi: optax.sgd(jnp.exp(phi["rate"]), momentum=jax.nn.sigmoid(phi["decay"])),
+)
+
+
+@pytest.mark.parametrize(
+    "opt",
+    [
+        OWN,
+        learned.lstm(hidden=(2,), preprocess=lambda g: jnp.stack([g, g**3], -1)),
+        dataclasses.replace(OWN, spec=Spec(name="own", arguments={"start": jnp.zeros(2)})),
+    ],
+    ids=["without spec", "function among its arguments", "arrays in its spec"],
+)
+def test_an_own_optimizer_is_saved_and_loaded_with_its_weights(tmp_path, opt):
+    phi = jax.tree.map(lambda leaf: leaf - 0.5, opt.init(jax.random.key(0)))
+    learned.save(tmp_path, opt, phi, CARD)
+    again, found, card = learned.restore(tmp_path, opt=opt)
+    assert again is opt
+    jax.tree.map(np.testing.assert_array_equal, found, phi)
+    assert card == learned.read_card(tmp_path)
+    assert card.pop("sha256")
+    assert card == {**CARD, "optimizer": None}
+
+    params = jnp.array([1.0, -2.0])
+    expected, tx = opt.bind(phi), learned.load(tmp_path, opt=opt)
+    updates = [each.update(params, each.init(params), params)[0] for each in (tx, expected)]
+    np.testing.assert_array_equal(*updates)
+    assert np.all(updates[0] != 0)
+
+    message = r"^opt must be the learned optimizer that was saved, got none: .*card.json names none"
+    with pytest.raises(ValueError, match=message):
+        learned.load(tmp_path)
+
+
+def test_opt_replaces_the_optimizer_of_a_card_if_the_weights_fit(saved):
+    _, phi = trained()
+    other = learned.lstm(hidden=(3, 2), preprocess="scale", output_scale=2.0)
+    opt, found, card = learned.restore(saved, opt=other)
+    assert opt is other and card["optimizer"]["arguments"]["output_scale"] == 0.5
+    jax.tree.map(np.testing.assert_array_equal, found, phi)
+    with pytest.raises(ValueError, match="another architecture.*rate is missing"):
+        learned.load(saved, opt=OWN)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"opt": OWN, "output_scale": 0.5}, r"^opt has its own settings, got it with .*output_sc"),
+        ({"opt": optax.sgd(0.1)}, "^opt must be a learned optimizer, got GradientTransf"),
+    ],
+    ids=["settings", "transformation"],
+)
+def test_an_opt_that_cannot_be_used_is_named(saved, arguments, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        learned.load(saved, **arguments)
+
+
 # What cannot be saved; nothing is written then.
-
-
-def test_an_optimizer_with_a_function_among_its_arguments_cannot_be_saved(tmp_path):
-    opt = learned.lstm(hidden=(2,), preprocess=jnp.atleast_2d)
-    with pytest.raises(ValueError, match="argument preprocess is the function.*atleast_2d"):
-        learned.save(tmp_path / "new", opt, {}, CARD)
-    assert files(tmp_path) == []
-
-
-def test_an_optimizer_without_a_spec_cannot_be_saved(tmp_path):
-    opt = LearnedOptimizer(init=lambda key: jnp.zeros(()), bind=optax.sgd)
-    with pytest.raises(ValueError, match="opt must have a spec"):
-        learned.save(tmp_path / "new", opt, jnp.zeros(()), CARD)
-    assert files(tmp_path) == []
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -199,6 +247,11 @@ def test_a_missing_folder_is_named(tmp_path):
         learned.load(tmp_path / "nowhere")
 
 
+def test_a_misspelt_name_of_shipped_weights_proposes_the_nearest():
+    with pytest.raises(FileNotFoundError, match="genral does not exist.*did you mean 'general'"):
+        learned.load("genral")
+
+
 def test_truncated_weights_are_said_to_be_damaged(saved):
     path = saved / "weights.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -220,7 +273,7 @@ def test_weights_of_another_architecture_are_listed(saved):
         ({"name": "lstm", "arguments": {"p": -1.0}}, "card.json.*p must be a positive number"),
         ({"name": "lstm", "arguments": [3]}, "card.json must name the optimizer and its arg"),
         ({"name": "lstm"}, "card.json must name the optimizer and its arguments"),
-        (None, "card.json must name the optimizer.*None"),
+        (3, "card.json must name the optimizer and its arguments, got 3"),
     ],
     ids=str,
 )
