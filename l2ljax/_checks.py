@@ -96,7 +96,9 @@ def key(name: str, value: Any) -> None:
     typed = dtype is not None and jax.numpy.issubdtype(dtype, jax.dtypes.prng_key)
     raw = dtype == np.uint32 and len(shape or ()) == 1
     if not raw and not (typed and shape == ()):
-        raise ValueError(f"{name} must be a PRNG key such as jax.random.key(0), got {value!r}")
+        # Of a traced value its representation says nothing.
+        shown = value.aval.str_short() if isinstance(value, jax.core.Tracer) else repr(value)
+        raise ValueError(f"{name} must be a PRNG key such as jax.random.key(0), got {shown}")
 
 
 def refuse(name: str, value: Any, expected: str) -> NoReturn:

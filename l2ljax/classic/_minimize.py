@@ -131,6 +131,7 @@ def minimize(
             )
         if key is None:
             raise ValueError(f"key must be given with batch_size={batch_size}, got None")
+        _checks.key("key", key)
     return _minimize(
         as_pytree(tx),
         as_partial(loss),

@@ -290,11 +290,15 @@ def sample(gp: GaussianProcess, at: Float[Array, "n dim"], key: Key) -> Float[Ar
     Returns:
         Its values, in units of the values that `gp` was given.
 
+    Raises:
+        ValueError: if `key` is no PRNG key.
+
     >>> known = Hyperparameters(jnp.ones(1), jnp.array(1.0), jnp.array(1e-6))
     >>> gp = condition(jnp.array([[0.0], [1.0]]), jnp.array([3.0, 5.0]), known)
     >>> print(sample(gp, jnp.array([[0.0], [1.0]]), jax.random.key(0)).round(1))
     [3. 5.]
     """
+    _checks.key("key", key)
     mean, root = _project(gp, at)
     covariance = matern(at, at, gp.hyperparameters) - root.T @ root
     jitter = JITTER * jnp.finfo(mean.dtype).eps * gp.hyperparameters.signal

@@ -51,7 +51,7 @@ def propose(
         A point of the cube. To be called under `jax.jit`; `jax.vmap` proposes for many searches.
 
     Raises:
-        ValueError: for an unknown acquisition, no candidates, a margin or κ that is negative.
+        ValueError: for no key, an unknown acquisition, no candidates, or a negative margin or κ.
 
     >>> from l2ljax import gaussian_process
     >>> x = jnp.array([[0.0], [0.3], [0.8], [1.0]])
@@ -59,6 +59,7 @@ def propose(
     >>> print(f"{jax.jit(propose)(gp, jax.random.key(0))[0]:.1f}")
     0.6
     """
+    _checks.key("key", key)
     _checks.choice("acquisition", acquisition, ACQUISITIONS)
     _checks.non_negative("margin", margin)
     _checks.non_negative("kappa", kappa)

@@ -161,7 +161,7 @@ def tune_global(
         A `BestResponse`; `losses` has `steps + 1` entries and `objectives` `tuning_steps + 1`.
 
     Raises:
-        ValueError: for less than one step, or a batch below 1.
+        ValueError: for no key, less than one step, or a batch below 1.
 
     Reference:
         Lorraine and Duvenaud (2018), algorithm 2.
@@ -180,6 +180,7 @@ def tune_global(
     >>> print(f"{found.lam:.2f}")
     0.40
     """
+    _checks.key("key", key)
     _checks.count("steps", steps)
     _checks.count("tuning_steps", tuning_steps)
     response = response_task(task, network, sample, batch=batch)
@@ -283,8 +284,8 @@ def tune_local(
         A `BestResponse`.
 
     Raises:
-        ValueError: for less than one step, a batch below 1, a `std` that is not positive or a
-            negative `entropy`.
+        ValueError: for no key, less than one step, a batch below 1, a `std` that is not positive
+            or a negative `entropy`.
 
     Reference:
         Lorraine and Duvenaud (2018), algorithm 3; MacKay et al. (2019), 'Self-tuning networks:
@@ -304,6 +305,7 @@ def tune_local(
     >>> print(f"{found.lam:.1f}")
     4.0
     """
+    _checks.key("key", key)
     counts = {"steps": steps, "training_steps": training_steps, "tuning_steps": tuning_steps}
     for name, count in [*counts.items(), ("batch", batch)]:
         _checks.count(name, count)

@@ -243,7 +243,7 @@ def tune_implicit(
         An `Alternation`.
 
     Raises:
-        ValueError: for less than one step.
+        ValueError: for less than one step, or no key.
 
     Reference:
         Lorraine, Vicol and Duvenaud (2020), algorithm 1.
@@ -258,6 +258,7 @@ def tune_implicit(
     >>> print(f"{jnp.exp(found.psi):.3f} {found.params:.3f}")
     3.000 0.500
     """
+    _checks.key("key", key)
     _checks.count("steps", steps)
     _checks.count("inner_steps", inner_steps)
     return _alternate(

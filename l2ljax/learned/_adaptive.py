@@ -136,6 +136,7 @@ class Design:
 def _draw(key: Key, *, design: Design) -> Phi:
     if not design.encoder:
         return lstm_init(key, features=design.features, hidden=design.hidden)
+    _checks.key("key", key)
     encoder_key, lstm_key = jax.random.split(key)
     return {
         "encoder": coordinate_dense_init(

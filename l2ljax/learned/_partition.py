@@ -178,6 +178,7 @@ def _split(tree: PyTree, owners: dict[str, str], names: Collection[str]) -> dict
 def _init_phi(members: dict[str, LearnedOptimizer], key: Key) -> Phi:
     # Sorted, as a pytree has them after `jit`.
     names = sorted(members)
+    _checks.key("key", key)
     keys = jax.random.split(key, len(names))
     return {name: members[name].init(key) for name, key in zip(names, keys, strict=True)}
 

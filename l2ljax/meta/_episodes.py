@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped
 
+from l2ljax import _checks
 from l2ljax.core import Key, Params, Problem, Task
 
 HORIZON_DRAW = 2**31
@@ -54,6 +55,7 @@ def begin_episode(task: Task, key: Key) -> Episode:
     >>> episode.params.shape
     (3,)
     """
+    _checks.key("key", key)
     problem_key, init_key, loss_key = jax.random.split(key, 3)
     problem = task.sample(problem_key)
     return Episode(problem, task.init(init_key, problem), loss_key)
@@ -86,6 +88,7 @@ def episode_keys(key: Key, batch: int, axis: str | None = None) -> Shaped[Array,
         batch: number of problems, on this device.
         axis: the axis of devices that the problems are split over, in order; None: all are here.
     """
+    _checks.key("key", key)
     numbers = jnp.arange(batch)
     if axis is not None:
         numbers += batch * jax.lax.axis_index(axis)

@@ -96,7 +96,7 @@ def make_step(
         holds `loss`, `grad_norm`, `skipped` and the estimator's `aux`.
 
     Raises:
-        ValueError: for a batch below 1, and as `train` does for these arguments.
+        ValueError: for a batch below 1, what is no key, and as `train` does for these arguments.
 
     >>> import l2ljax as l2l
     >>> key = jax.random.key(0)
@@ -106,6 +106,7 @@ def make_step(
     >>> int(state.step), sorted(metrics)
     (1, ['grad_norm', 'loss', 'losses', 'skipped', 'step'])
     """
+    _checks.key("key", key)
     estimates, meta = _prepare(opt, task, batch, meta_optimizer, estimator, mesh, data)
     draw = drawing(opt, task)
     require_phi(draw, key, phi)
@@ -195,8 +196,8 @@ def train(
         A `TrainResult`.
 
     Raises:
-        ValueError: for sizes below 1, an argument of another kind than it must be, no task, an
-            unknown `data`, `patience` without `validate`, a `validate` that does not return one
+        ValueError: for sizes below 1, an argument of another kind than it must be, no key, no task,
+            an unknown `data`, `patience` without `validate`, a `validate` that does not return one
             number, `phi` of other shapes than `opt` draws, a `state` past `steps` or of other
             settings, `phi` and `state` together, or a batch and pairs of perturbations that the
             devices of `mesh` cannot share evenly.
@@ -213,6 +214,7 @@ def train(
     >>> bool(result.history["loss"][-5:].mean() < result.history["loss"][:5].mean())
     True
     """
+    _checks.key("key", key)
     for name, value in [("steps", steps), ("validate_every", validate_every), ("chunk", chunk)]:
         _checks.count(name, value)
     if patience is not None:

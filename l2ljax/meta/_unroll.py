@@ -47,7 +47,7 @@ def unroll(
         The objective at θ₀ … θ_T, `[horizon + 1]`, and θ_T.
 
     Raises:
-        ValueError: if `horizon` is not a whole number of at least 1.
+        ValueError: if `horizon` is not a whole number of at least 1, or `key` is no PRNG key.
 
     >>> import l2ljax as l2l
     >>> task = l2l.tasks.quadratic(dim=2)
@@ -57,6 +57,7 @@ def unroll(
     True
     """
     _checks.count("horizon", horizon)
+    _checks.key("key", key)
     _, init_key, loss_key = jax.random.split(key, 3)
     params = task.init(init_key, problem)
     losses, params, _ = advance(

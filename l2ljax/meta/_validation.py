@@ -88,6 +88,7 @@ def validation(
     >>> score(opt.init(jax.random.key(1))).shape
     ()
     """
+    _checks.key("key", key)
     _checks.count("problems", problems)
     tasks = tasks_of(task)
     if not tasks:

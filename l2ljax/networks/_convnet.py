@@ -137,6 +137,7 @@ def convnet_init(
     Raises:
         ValueError: for an unknown activation, or images that are halved to nothing.
     """
+    _checks.key("key", key)
     _checks.choice("activation", activation, ACTIVATIONS)
     if min(images.shape[1:3]) >> len(channels) == 0:
         raise ValueError(

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from l2ljax import kernels
+from l2ljax import _checks, kernels
 from l2ljax.core import Key, Phi
 from l2ljax.networks._common import scaled_normal
 
@@ -82,6 +82,7 @@ class _CoordinateDense(nn.Module):
 
 def coordinate_dense_init(key: Key, *, features: int, units: int) -> Phi:
     """Draws `{"kernel": f32[features, units], "bias": f32[units]}`, N(0, 1/fan-in) and zeros."""
+    _checks.key("key", key)
     return _CoordinateDense(units).init(key, jnp.zeros(features, jnp.float32))["params"]
 
 
@@ -134,6 +135,7 @@ def lstm_init(key: Key, *, features: int, hidden: tuple[int, ...]) -> Phi:
         "output_kernel": f32[h, 1], "output_bias": f32[1]}`; kernels N(0, 1/fan-in), that of
         the output a tenth as large; biases zero but for the forget gates', one.
     """
+    _checks.key("key", key)
     carries = lstm_carry((), jnp.float32, hidden=hidden)
     return _CoordinateLSTM(hidden).init(key, carries, jnp.zeros(features, jnp.float32))["params"]
 
@@ -287,6 +289,7 @@ def coordinate_mlp_init(key: Key, *, features: int, hidden: tuple[int, ...], out
         `{"dense_0": {"kernel": f32[features, h0], "bias": f32[h0]}, ...}`; kernels N(0, 1/fan-in),
         biases zero.
     """
+    _checks.key("key", key)
     network = _CoordinateMLP((*hidden, outputs))
     return network.init(key, jnp.zeros(features, jnp.float32))["params"]
 

@@ -53,6 +53,7 @@ def mlp_init(
     Raises:
         ValueError: for an unknown activation.
     """
+    _checks.key("key", key)
     _checks.choice("activation", activation, ACTIVATIONS)
     return _MLP(hidden, outputs, activation, init_std).init(key, inputs)["params"]
 

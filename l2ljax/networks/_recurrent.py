@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from l2ljax import _checks
 from l2ljax.core import Key, Phi
 from l2ljax.networks._coordinate import _CoordinateDense, _LSTMCell
 
@@ -40,6 +41,7 @@ def recurrent_init(
         "output": {"kernel": f32[units, outputs], "bias": f32[outputs]}}`; kernels N(0, 1/fan-in),
         other biases zero.
     """
+    _checks.key("key", key)
     carry = (jnp.zeros(units, jnp.float32), jnp.zeros(units, jnp.float32))
     inputs = jnp.zeros(features, jnp.float32)
     phi = _Recurrent(units, outputs).init(key, carry, inputs)["params"]
