@@ -4,7 +4,11 @@ from l2ljax.learned._adaptive import AdaptiveState
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
 from l2ljax.learned._black_box_lstm import BlackBoxState, black_box_lstm
 from l2ljax.learned._fixed import fixed
-from l2ljax.learned._hyperparameters import HyperparametersState, hyperparameters
+from l2ljax.learned._hyperparameters import (
+    HyperparametersState,
+    hyperparameter_values,
+    hyperparameters,
+)
 from l2ljax.learned._lstm import LSTMState, lstm
 from l2ljax.learned._mlp import MLPState, mlp
 from l2ljax.learned._partition import PartitionState, partition
@@ -25,6 +29,7 @@ __all__ = [
     "adaptive_lstm",
     "black_box_lstm",
     "fixed",
+    "hyperparameter_values",
     "hyperparameters",
     "load",
     "lstm",

@@ -1,5 +1,6 @@
 """The hyperparameters of a hand-designed method as meta-parameters."""
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -71,8 +72,9 @@ def hyperparameters(
 
     Returns:
         A learned optimizer: `phi` is a dictionary of arrays by name, each `[]`, or `[horizon]`, or
-        with `like` a tree of these. `learned.load` rebuilds it if `factory` is one of `classic`
-        and there is no `like`, and otherwise gets it as `opt=`.
+        with `like` a tree of these; `hyperparameter_values(phi)` shows what they stand for.
+        `learned.load` rebuilds it if `factory` is one of `classic` and there is no `like`, and
+        otherwise gets it as `opt=`.
 
     Raises:
         ValueError: for no hyperparameter, a value that is not a positive number, or not inside
@@ -90,7 +92,7 @@ def hyperparameters(
     >>> result = l2l.meta.train(opt, l2l.tasks.quadratic(), key=jax.random.key(0), steps=50,
     ...                         batch=8, meta_optimizer=optax.adam(0.1),
     ...                         estimator=l2l.meta.forward(horizon=20))
-    >>> bool(jnp.exp(result.phi["learning_rate"]) > 0.01)
+    >>> bool(hyperparameter_values(result.phi)["learning_rate"] > 0.01)
     True
     """
     name = factory if isinstance(factory, str) else None
@@ -124,6 +126,43 @@ def hyperparameters(
         if name is None or like is not None
         else Spec(name="hyperparameters", arguments=arguments),
     )
+
+
+def hyperparameter_values(phi: Phi) -> dict[str, Any]:
+    r"""The hyperparameters that φ stands for: rates and decays, where φ holds logs and logits.
+
+    $$\alpha = e^\phi \quad\text{or}\quad \beta = \frac{1}{1 + e^{-\phi}}$$
+
+    Args:
+        phi: the meta-parameters of `hyperparameters` or `reversible_momentum` (whose decays are
+            then rounded to multiples of 2⁻¹⁶); with a learned task, `phi["optimizer"]`.
+
+    Returns:
+        The values by name, in the shapes of φ: numbers, `[horizon]`, or trees of these.
+
+    Raises:
+        ValueError: if `phi` is not a dictionary of arrays by name, as another optimizer's is not.
+
+    >>> opt = hyperparameters("adam", learning_rate=1e-3, b1=0.9)
+    >>> values = hyperparameter_values(opt.init(jax.random.key(0)))
+    >>> {name: f"{value:.4g}" for name, value in values.items()}
+    {'learning_rate': '0.001', 'b1': '0.9'}
+    """
+    expected = "a dictionary of hyperparameters by name, as `hyperparameters` draws it"
+    if not isinstance(phi, Mapping):
+        _checks.refuse("phi", phi, expected)
+    if set(phi) == {"optimizer", "task"}:
+        raise ValueError(f'phi must be {expected}, got that of a LearnedTask; try phi["optimizer"]')
+    # A network's weights would come out as numbers that mean nothing.
+    for path, leaf in jax.tree_util.tree_flatten_with_path(phi)[0]:
+        if jnp.ndim(leaf) > 1:
+            place = jax.tree_util.keystr(path)
+            raise ValueError(f"phi must be {expected}, got shape {jnp.shape(leaf)} at {place}")
+    return {name: jax.tree.map(functools.partial(_value, name), free) for name, free in phi.items()}
+
+
+def _value(name: str, free: Float[Array, "*steps"]) -> Float[Array, "*steps"]:
+    return jax.nn.sigmoid(free) if name in FRACTIONS else jnp.exp(free)
 
 
 def _require_numeric(factory: Factory, values: Mapping[str, float], own: bool) -> None:
@@ -192,7 +231,7 @@ def _at(
     def value(name: str, free: Float[Array, "..."]) -> Float[Array, ""]:
         if horizon is not None:
             free = free[jnp.minimum(count, horizon - 1)]
-        return jax.nn.sigmoid(free) if name in FRACTIONS else jnp.exp(free)
+        return _value(name, free)
 
     columns = {name: jax.tree.leaves(tree) for name, tree in phi.items()}
     number = 1 if structure is None else structure.num_leaves

@@ -57,6 +57,40 @@ def test_phi_holds_logarithms_and_logits():
     np.testing.assert_allclose(phi["b1"], np.log(9), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"horizon": 3}, {"like": PARAMS}, {"like": PARAMS, "horizon": 3}], ids=str
+)
+def test_values_are_what_phi_began_with(options):
+    began = METHODS["adam"]
+    phi = hyperparameters("adam", **began, **options).init(KEY)
+    values = learned.hyperparameter_values(phi)
+    assert jax.tree.structure(values) == jax.tree.structure(phi)
+    for name, tree in values.items():
+        for leaf in jax.tree.leaves(tree):
+            assert leaf.shape == ((3,) if "horizon" in options else ())
+            np.testing.assert_allclose(leaf, began[name], rtol=1e-5)
+
+
+def test_values_of_reversible_momentum_are_its_rates_and_decays():
+    phi = learned.reversible_momentum(horizon=3, learning_rate=0.2, decay=0.75).init(KEY)
+    values = learned.hyperparameter_values(phi)
+    np.testing.assert_allclose(values["learning_rate"], np.full(3, 0.2), rtol=1e-6)
+    np.testing.assert_allclose(values["decay"], np.full(3, 0.75), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("phi", "message"),
+    [
+        (jnp.zeros(2), r"phi must be a dictionary of hyperparameters by name, .* got Array"),
+        ({"optimizer": {}, "task": {}}, 'got that of a LearnedTask; try phi."optimizer".'),
+        (learned.lstm(hidden=(2,)).init(KEY), r"got shape \(4, 8\) at \['lstm_0'\]\['kernel'\]"),
+    ],
+)
+def test_values_of_another_phi_are_refused(phi, message):
+    with pytest.raises(ValueError, match=message):
+        learned.hyperparameter_values(phi)
+
+
 def test_a_value_for_each_step_is_a_schedule_that_ends_with_its_last():
     opt = hyperparameters(classic.gradient_descent, learning_rate=0.1, horizon=3)
     rates = jnp.array([0.1, 0.3, 0.05])
