@@ -59,6 +59,13 @@ def number(name: str, value: Any) -> None:
     finite(name, value)
 
 
+def scalars(**values: Any) -> None:
+    """Refuses arrays with axes: they would broadcast against the params without a word."""
+    for name, value in values.items():
+        if not callable(value) and value is not None and np.shape(value) != ():
+            raise ValueError(f"{name} must be a scalar, got the shape {np.shape(value)}")
+
+
 def probability(name: str, value: Any) -> None:
     """Requires one number in (0, 1)."""
     expected = "a number between 0 and 1"

@@ -340,6 +340,13 @@ LEARNED = [
     _learned("lstm_on_bare_gradients", learned.lstm(hidden=(4,), preprocess=None)),
     _learned("lstm_with_averaging", learned.lstm(hidden=(4,), averaging=2)),
     _learned("mlp", learned.mlp()),
+    Method(
+        "scaled",
+        lambda: learned.scaled(
+            classic.adam(0.1), num_steps=3, scale=0.5, weight_decay=0.01, mask=matrices
+        ),
+        real=True,
+    ),
     _learned(
         "partition",
         learned.partition(

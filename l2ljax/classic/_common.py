@@ -6,7 +6,6 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
@@ -26,15 +25,10 @@ Hyperparameter: TypeAlias = ArrayLike
 LearningRate: TypeAlias = Hyperparameter | optax.Schedule
 """A hyperparameter, or an optax schedule whose count starts at 0."""
 
+require_scalars = _checks.scalars
+
 Leaf: TypeAlias = Callable[..., tuple[Array, ...]]
 """A formula for one leaf: `leaf(g, *accumulators, *read) -> (update, *new_accumulators)`."""
-
-
-def require_scalars(**hyperparameters: Any) -> None:
-    """Refuses arrays with axes: they would broadcast against the params without a word."""
-    for name, value in hyperparameters.items():
-        if not callable(value) and value is not None and np.shape(value) != ():
-            raise ValueError(f"{name} must be a scalar, got the shape {np.shape(value)}")
 
 
 def require_rate(learning_rate: LearningRate) -> None:

@@ -14,6 +14,7 @@ from l2ljax.learned._mlp import MLPState, mlp
 from l2ljax.learned._partition import PartitionState, partition
 from l2ljax.learned._reversible_momentum import ReversibleMomentumState, reversible_momentum
 from l2ljax.learned._rnnprop import rnnprop
+from l2ljax.learned._scaled import ScaledState, scaled
 from l2ljax.learned._surrogate_lstm import SurrogateState, surrogate_lstm
 from l2ljax.learned._weights import load, read_card, restore, save, shipped
 
@@ -25,6 +26,7 @@ __all__ = [
     "MLPState",
     "PartitionState",
     "ReversibleMomentumState",
+    "ScaledState",
     "SurrogateState",
     "adaptive_lstm",
     "black_box_lstm",
@@ -40,6 +42,7 @@ __all__ = [
     "reversible_momentum",
     "rnnprop",
     "save",
+    "scaled",
     "shipped",
     "surrogate_lstm",
 ]

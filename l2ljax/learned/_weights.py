@@ -19,6 +19,7 @@ from l2ljax.learned._mlp import mlp
 from l2ljax.learned._partition import partition
 from l2ljax.learned._reversible_momentum import reversible_momentum
 from l2ljax.learned._rnnprop import rnnprop
+from l2ljax.learned._scaled import Mask, Rate, scaled
 from l2ljax.learned._surrogate_lstm import surrogate_lstm
 
 Path = str | os.PathLike[str]
@@ -183,9 +184,21 @@ def restore(
 
 
 def load(
-    name_or_path: Path, *, opt: LearnedOptimizer | None = None, **settings: Any
+    name_or_path: Path,
+    *,
+    opt: LearnedOptimizer | None = None,
+    num_steps: int | None = None,
+    scale: Rate = 1.0,
+    weight_decay: Rate = 0.0,
+    mask: Mask = None,
+    **settings: Any,
 ) -> optax.GradientTransformation:
-    """A trained optimizer, ready to use.
+    r"""A trained optimizer, ready to use.
+
+    $$\theta_{t+1} = \theta_t + s_t r_t (u_t - \lambda_t \theta_t)$$
+
+    with its updates u. The ramp r is 1 for the first 70 % of `num_steps` updates, then goes to zero
+    linearly; after the last of them it stays where it is. See `scaled` for each factor.
 
     `flax.nnx.Optimizer` keeps its `tx` as a static attribute, which must hold no arrays; this one
     holds its weights. Inside a chain they are hidden from it:
@@ -195,19 +208,30 @@ def load(
         name_or_path: the name of weights that come with the package, or a folder that `save` wrote;
             as in `restore`.
         opt: as in `restore`.
+        num_steps: updates of the whole run, where it is known; None: no ramp.
+        scale: s, a number, a scalar array or a schedule whose count starts at 0.
+        weight_decay: λ, likewise: the share of the params that is taken off per step at s = r = 1.
+        mask: which params decay, as in `scaled`.
         **settings: as in `restore`.
 
     Returns:
-        An ordinary optax transformation.
+        An ordinary optax transformation; with none of these arguments that which `bind` returns.
 
     Raises:
         FileNotFoundError: if there are no weights.
         ValueError: if they are damaged or of another architecture, the optimizer does not take
             `settings`, `opt` is needed or is there with `settings`, or `name_or_path` is neither a
-            name nor a path.
+            name nor a path; for the other arguments as in `scaled`.
+
+    >>> tx = load("general", num_steps=1000, scale=0.5, weight_decay=1e-4)
+    >>> state = tx.init(jax.numpy.ones(3))
+    >>> int(state.count), state.inner.layers[0][0].shape
+    (0, (20, 3))
     """
     opt, phi, _ = restore(name_or_path, opt=opt, **settings)
-    return opt.bind(phi)
+    return scaled(
+        opt.bind(phi), num_steps=num_steps, scale=scale, weight_decay=weight_decay, mask=mask
+    )
 
 
 def _shipped_cards() -> list[pathlib.Path]:
