@@ -5,17 +5,23 @@ meta-parameters φ to an ordinary optax transformation, an *estimator* estimates
 meta-loss with respect to φ. Each is a small immutable record of pure functions.
 
 Every field is a `jax.tree_util.Partial`, so a record is a pytree whose leaves are the arrays that
-its functions carry (a data set, bound φ). It passes through `jax.jit` as an argument: its arrays
-never become constants of a compiled program, and two records made by one factory with the same
-settings share one compiled program.
+its functions carry (a data set). It passes through `jax.jit` as an argument: its arrays never
+become constants of a compiled program, and two records made by one factory with the same settings
+share one compiled program.
+
+A bound transformation passes through `jax.jit`, too, but its φ is a static part of it (see `seal`):
+like any optax transformation it may stand where no arrays may, as in a Flax NNX module.
+`as_pytree` makes φ leaves again.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import numpy as np
 import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -70,12 +76,84 @@ def closure(function: Callable[..., Any], *arrays: PyTree, **settings: Any) -> P
 
 
 def as_partial(function: Callable[..., Any]) -> Partial:
-    """Makes any function a pytree; a `Partial` is returned as it is.
+    """Makes any function a pytree; a `Partial` is returned as it is, a sealed one is opened.
 
     >>> len(jax.tree.leaves(as_partial(max)))
     0
     """
-    return function if isinstance(function, Partial) else Partial(function)
+    if not isinstance(function, Partial):
+        return Partial(function)
+    return function.func.function if isinstance(function.func, _Sealed) else function
+
+
+class _Sealed:
+    """A function whose arrays are no leaves; equal to another with the same function and arrays."""
+
+    def __init__(self, function: Partial) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    @functools.cached_property
+    def _content(self) -> tuple[Any, ...]:
+        leaves, structure = jax.tree.flatten(self.function)
+        return structure, tuple(map(_array_content, leaves))
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        return isinstance(other, _Sealed) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+
+def _array_content(leaf: Any) -> Any:
+    """What two arrays have in common that a compiled program cannot tell apart."""
+    if not isinstance(leaf, jax.Array):
+        leaf = np.asarray(leaf)
+        return leaf.shape, leaf.dtype, leaf.tobytes()
+    if leaf.is_deleted() or not leaf.is_fully_addressable or _is_key(leaf):
+        return id(leaf)
+    values = np.asarray(leaf)
+    return leaf.shape, leaf.dtype, leaf.weak_type, leaf.sharding, values.tobytes()
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return bool(jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def seal(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Makes the arrays of a transformation a static part of it, as they are in those of optax.
+
+    They are then no leaves, so that it may stand where no arrays may: Flax NNX refuses them in an
+    attribute such as the `tx` of `nnx.Optimizer`. `jax.jit` still takes it as an argument; one with
+    equal arrays shares the program, and `as_pytree` makes them leaves again.
+
+    Args:
+        tx: a transformation; one that carries traced arrays is returned as it is, since what is
+            static cannot be differentiated or mapped over.
+
+    Returns:
+        The same transformation, of the same type.
+
+    >>> def update(rate, updates, state, params=None):
+    ...     return -rate * updates, state
+    >>> tx = optax.GradientTransformation(closure(tuple), closure(update, jax.numpy.array(0.5)))
+    >>> sealed = seal(tx)
+    >>> sealed.update(2.0, ())[0], jax.tree.leaves(sealed), jax.tree.leaves(as_pytree(sealed))
+    (Array(-1., dtype=float32), [], [Array(0.5, dtype=float32)])
+    """
+    fields = (tx.init, tx.update)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(fields))
+    return tx if traced else type(tx)(*map(_sealed, fields))
+
+
+def _sealed(function: Callable[..., Any]) -> Callable[..., Any]:
+    if isinstance(function, Partial) and jax.tree.leaves(function):
+        return Partial(_Sealed(function))
+    return function
 
 
 @runtime_checkable
@@ -162,7 +240,7 @@ def as_pytree(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """Makes any optax transformation an argument that `jax.jit` takes.
 
     Args:
-        tx: a transformation; one whose fields are `Partial` keeps its arrays as leaves.
+        tx: a transformation; the arrays of one whose fields are `Partial` are leaves of the result.
 
     Returns:
         The same transformation, of the same type, with `Partial` fields.
@@ -276,7 +354,7 @@ class LearnedOptimizer:
     Attributes:
         init: `init(key) -> phi`, draws the first φ.
         bind: `bind(phi) -> optax.GradientTransformation`. The result is an ordinary
-            transformation; `jax.grad` through `bind` is meta-training.
+            transformation, and sealed (see `seal`); `jax.grad` through `bind` is meta-training.
         spec: what rebuilds the optimizer from a card, or None for one that `learned.load` gets as
             `opt=`.
 
@@ -297,6 +375,14 @@ class LearnedOptimizer:
 
     def __post_init__(self) -> None:
         _wrap_callables(self, "init", "bind")
+        bind = self.bind
+        if isinstance(bind, Partial) and bind.func is not _bind_sealed:
+            object.__setattr__(self, "bind", closure(_bind_sealed, bind))
+
+
+def _bind_sealed(bind: Partial, phi: Phi) -> Any:
+    tx = bind(phi)
+    return seal(tx) if isinstance(tx, optax.GradientTransformation) else tx
 
 
 @jax.tree_util.register_dataclass

@@ -17,6 +17,7 @@ from l2ljax.core import (
     as_partial,
     as_pytree,
     closure,
+    seal,
 )
 
 
@@ -239,3 +240,59 @@ def test_arrays_of_a_bound_transformation_are_leaves() -> None:
     assert jax.tree.leaves(tx(0.5)) == [0.5]
     assert jax.tree.structure(tx(0.5)) == jax.tree.structure(tx(0.1))
     assert jax.grad(lambda tx: tx.update(1.0, ())[0])(tx(0.5)).update.args == (-1,)
+
+
+def _bound(rate: Any) -> optax.GradientTransformation:
+    fields = Partial(_no_state), Partial(_rate_update, rate)
+    opt = LearnedOptimizer(lambda key: key, lambda phi: optax.GradientTransformation(*fields))
+    return opt.bind(rate)
+
+
+def test_a_bound_transformation_holds_its_arrays_as_one_of_optax_does() -> None:
+    tx = _bound(jnp.array(0.5))
+    assert jax.tree.leaves(tx) == []
+    assert tx.update(1.0, ())[0] == -0.5
+
+
+def test_bound_transformations_of_equal_arrays_share_a_program_and_of_others_do_not() -> None:
+    one, same, other = (_bound(jnp.array(rate)) for rate in (0.5, 0.5, 0.25))
+    assert jax.tree.structure(one) == jax.tree.structure(same) != jax.tree.structure(other)
+    assert _traced_calls(*(Partial(tx.update.func, state=()) for tx in (one, same, one))) == 1
+    assert jax.jit(lambda tx: tx.update(1.0, ())[0])(other) == -0.25
+
+
+def test_as_pytree_makes_the_arrays_of_a_bound_transformation_arguments() -> None:
+    one, other = (as_pytree(_bound(jnp.array(rate))) for rate in (0.5, 0.25))
+    assert jax.tree.leaves(one) == [0.5]
+    traces = []
+
+    @jax.jit
+    def update(tx: optax.GradientTransformation) -> Any:
+        traces.append(tx)
+        return tx.update(1.0, ())[0]
+
+    assert (update(one), update(other), len(traces)) == (-0.5, -0.25, 1)
+
+
+def test_arrays_that_are_traced_stay_leaves() -> None:
+    @jax.grad
+    def derivative(rate: jax.Array) -> jax.Array:
+        tx = _bound(rate)
+        assert len(jax.tree.leaves(tx)) == 1
+        return jax.jit(lambda tx: tx.update(1.0, ())[0])(tx)
+
+    assert derivative(0.5) == -1
+
+
+@pytest.mark.parametrize("leaf", [jax.random.key(0), np.float32(2.0), jnp.array(3, jnp.bfloat16)])
+def test_whatever_array_is_sealed_has_an_equality_and_a_hash(leaf: Any) -> None:
+    def sealed() -> Any:
+        fields = Partial(_no_state, leaf), Partial(_no_state)
+        return seal(optax.GradientTransformation(*fields)).init.func
+
+    one, same = sealed(), sealed()
+    assert one == same and hash(one) == hash(same) and one != max
+    gone = jnp.ones(1)
+    other = seal(optax.GradientTransformation(Partial(_no_state, gone), Partial(_no_state)))
+    gone.delete()
+    assert one != other.init.func

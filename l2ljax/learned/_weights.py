@@ -200,9 +200,8 @@ def load(
     with its updates u. The ramp r is 1 for the first 70 % of `num_steps` updates, then goes to zero
     linearly; after the last of them it stays where it is. See `scaled` for each factor.
 
-    `flax.nnx.Optimizer` keeps its `tx` as a static attribute, which must hold no arrays; this one
-    holds its weights. Inside a chain they are hidden from it:
-    `nnx.Optimizer(model, optax.chain(load("lstm-mnist")), wrt=nnx.Param)`.
+    It may stand wherever one of optax may: in a chain, in a training state, and in Flax NNX,
+    `nnx.Optimizer(model, load("general"), wrt=nnx.Param)`.
 
     Args:
         name_or_path: the name of weights that come with the package, or a folder that `save` wrote;
