@@ -85,3 +85,12 @@ def data_dir() -> Path:
     if not (folder / "mnist").is_dir():
         pytest.skip(f"no data: {folder} has no folder 'mnist'; set L2LJAX_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def rivals_dir() -> Path:
+    """The folder of others' weights: `L2LJAX_RIVALS`, or `shared/rivals` beside the repository."""
+    folder = Path(os.environ.get("L2LJAX_RIVALS", ROOT.parent / "shared" / "rivals"))
+    if not (folder / "celo.safetensors").is_file():
+        pytest.skip(f"no rivals: {folder} has no file celo.safetensors; set L2LJAX_RIVALS")
+    return folder

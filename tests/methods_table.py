@@ -347,6 +347,8 @@ LEARNED = [
         ),
         real=True,
     ),
+    _learned("celo", learned.celo(num_steps=4)),
+    _learned("celo_adam", learned.celo_adam(num_steps=4)),
     _learned(
         "partition",
         learned.partition(

@@ -3,6 +3,9 @@
 from l2ljax.learned._adaptive import AdaptiveState
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
 from l2ljax.learned._black_box_lstm import BlackBoxState, black_box_lstm
+from l2ljax.learned._celo import CeloMemory, CeloState, celo
+from l2ljax.learned._celo_adam import CeloAdamState, celo_adam
+from l2ljax.learned._celo_schedule import CeloScheduleState
 from l2ljax.learned._fixed import fixed
 from l2ljax.learned._hyperparameters import (
     HyperparametersState,
@@ -12,6 +15,7 @@ from l2ljax.learned._hyperparameters import (
 from l2ljax.learned._lstm import LSTMState, lstm
 from l2ljax.learned._mlp import MLPState, mlp
 from l2ljax.learned._partition import PartitionState, partition
+from l2ljax.learned._published import published
 from l2ljax.learned._reversible_momentum import ReversibleMomentumState, reversible_momentum
 from l2ljax.learned._rnnprop import rnnprop
 from l2ljax.learned._scaled import ScaledState, scaled
@@ -21,6 +25,10 @@ from l2ljax.learned._weights import load, read_card, restore, save, shipped
 __all__ = [
     "AdaptiveState",
     "BlackBoxState",
+    "CeloAdamState",
+    "CeloMemory",
+    "CeloScheduleState",
+    "CeloState",
     "HyperparametersState",
     "LSTMState",
     "MLPState",
@@ -30,6 +38,8 @@ __all__ = [
     "SurrogateState",
     "adaptive_lstm",
     "black_box_lstm",
+    "celo",
+    "celo_adam",
     "fixed",
     "hyperparameter_values",
     "hyperparameters",
@@ -37,6 +47,7 @@ __all__ = [
     "lstm",
     "mlp",
     "partition",
+    "published",
     "read_card",
     "restore",
     "reversible_momentum",

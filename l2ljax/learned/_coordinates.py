@@ -156,6 +156,11 @@ def each(function: Partial, *parts: Sequence[PyTree]) -> list[Any]:
     return [function(*pool), *(_call(function, *part) for part in large)]
 
 
+def each_leaf(function: Partial, *parts: Sequence[PyTree]) -> list[Any]:
+    """`function(*part)` of every leaf; of leaves with one shape it is traced once."""
+    return [_call(function, *part) for part in zip(*parts, strict=True)]
+
+
 _call = jax.jit(lambda function, *part: function(*part))
 
 

@@ -13,6 +13,8 @@ from l2ljax import _checks, checkpoint
 from l2ljax.core import LearnedOptimizer, Phi
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
 from l2ljax.learned._black_box_lstm import black_box_lstm
+from l2ljax.learned._celo import celo
+from l2ljax.learned._celo_adam import celo_adam
 from l2ljax.learned._hyperparameters import hyperparameters
 from l2ljax.learned._lstm import lstm
 from l2ljax.learned._mlp import mlp
@@ -33,6 +35,8 @@ def _partition(optimizers: Mapping[str, Any], labels: Mapping[str, str]) -> Lear
 FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "adaptive_lstm": adaptive_lstm,
     "black_box_lstm": black_box_lstm,
+    "celo": celo,
+    "celo_adam": celo_adam,
     "hyperparameters": hyperparameters,
     "lstm": lstm,
     "mlp": mlp,
@@ -207,7 +211,8 @@ def load(
         name_or_path: the name of weights that come with the package, or a folder that `save` wrote;
             as in `restore`.
         opt: as in `restore`.
-        num_steps: updates of the whole run, where it is known; None: no ramp.
+        num_steps: updates of the whole run, where it is known; None: no ramp. An optimizer that
+            plans the run itself, as `celo` does, gets it instead of the ramp.
         scale: s, a number, a scalar array or a schedule whose count starts at 0.
         weight_decay: λ, likewise: the share of the params that is taken off per step at s = r = 1.
         mask: which params decay, as in `scaled`.
@@ -227,10 +232,18 @@ def load(
     >>> int(state.count), state.inner.layers[0][0].shape
     (0, (20, 3))
     """
+    if num_steps is not None and opt is None and _plans(read_card(name_or_path)):
+        settings, num_steps = settings | {"num_steps": num_steps}, None
     opt, phi, _ = restore(name_or_path, opt=opt, **settings)
     return scaled(
         opt.bind(phi), num_steps=num_steps, scale=scale, weight_decay=weight_decay, mask=mask
     )
+
+
+def _plans(card: Mapping[str, Any]) -> bool:
+    """Whether the optimizer of a card asks for the number of steps itself."""
+    spec = card.get("optimizer")
+    return isinstance(spec, Mapping) and "num_steps" in (spec.get("arguments") or {})
 
 
 def _shipped_cards() -> list[pathlib.Path]:
