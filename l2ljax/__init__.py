@@ -5,10 +5,14 @@ The rooms: `classic` methods, `tasks` to optimize, `learned` optimizers, `meta`-
 of them believe in.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
 
-from l2ljax import classic, evaluate, gaussian_process, hyper, learned, meta, tasks
-from l2ljax.core import Estimate, Estimator, LearnedOptimizer, LearnedTask, Task
+if TYPE_CHECKING:
+    from l2ljax import classic, evaluate, gaussian_process, hyper, learned, meta, tasks
+    from l2ljax.core import Estimate, Estimator, LearnedOptimizer, LearnedTask, Task
 
 __all__ = [
     "Estimate",
@@ -25,3 +29,15 @@ __all__ = [
     "meta",
     "tasks",
 ]
+
+if not TYPE_CHECKING:
+    # A package is imported when it is first used: `l2ljax --help` does without JAX.
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name[0].isupper():
+            return getattr(importlib.import_module("l2ljax.core"), name)
+        return importlib.import_module(f"l2ljax.{name}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

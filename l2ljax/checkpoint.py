@@ -100,7 +100,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """
     path = _existing(folder, CARD)
     try:
-        card = json.loads(path.read_text())
+        card = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} must be JSON: {error}") from error
     if not isinstance(card, dict):

@@ -1,12 +1,18 @@
 """The command line: `l2ljax demo`, `train`, `compare`, `tasks`, `weights`."""
 
 import argparse
+import io
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
-import l2ljax
-from l2ljax.cli import _commands
+# Nothing here imports JAX: help and errors about words come at once.
+from l2ljax import __version__
+
+# The options of a comparison and their defaults; None: as the task has it.
+COMPARISON = {"problems": 64, "inner_steps": None, "evaluation_seed": 1_000_000}
 
 _EPILOG = """\
 examples:
@@ -21,7 +27,9 @@ An optimizer that was trained is a folder, and in Python an optax transformation
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 2 for wrong use, 130 after Ctrl-C.
+    """Runs a command; returns the exit status.
+
+    It is 0, 2 for wrong use, 130 after Ctrl-C, and 141 if what reads the output went away.
 
     Args:
         argv: the words after `l2ljax`; default: those of the process.
@@ -29,32 +37,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(words)
-    # What a card records, and what an interrupted run tells its user to type.
-    arguments.words = words
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # What a terminal's encoding lacks is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        arguments.command(arguments)
+        try:
+            _execute(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # As in `l2ljax tasks | head -1`. What is left is not written when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"l2ljax: error: {error}", file=sys.stderr)
         return 2
-    except _commands.Interrupted as interruption:
-        print(f"\n{interruption}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        print(f"\n{str(interruption) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 
 
+def _execute(words: list[str]) -> None:
+    arguments, unknown = _parser().parse_known_args(words)
+    if unknown:
+        arguments.parser.refuse(unknown)
+    # What a card records, and what an interrupted run tells its user to type.
+    arguments.words = words
+
+    from l2ljax.cli import _commands
+
+    getattr(_commands, arguments.command)(arguments)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser of whole words; its subcommands are alike."""
+
+    def __init__(self, **options: Any) -> None:
+        # A beginning of an option that works today is another option tomorrow.
+        super().__init__(**options, allow_abbrev=False)
+        self.set_defaults(parser=self)
+
+    def refuse(self, words: Sequence[str]) -> NoReturn:
+        """Ends the program for words that are no arguments, and proposes the nearest option."""
+        from l2ljax import _checks
+
+        hint = _checks.near(words[0].split("=")[0], self._option_string_actions)
+        self.error(f"unrecognized arguments: {' '.join(words)}{hint}")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="l2ljax",
         description="Meta-train optimizers, and compare them with tuned hand-designed ones.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=l2ljax.__version__)
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = commands.add_parser(
@@ -63,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Meta-trains the LSTM optimizer on a small network over embedded handwritten "
         "digits, tunes hand-designed optimizers on the same problem, compares all on fresh ones.",
     )
-    command.set_defaults(command=_commands.demo, name="demo")
+    command.set_defaults(command="demo")
     _add_run(command, default_out="runs/demo")
     _add_recipe(command)
     _add_comparison(command)
@@ -74,10 +113,16 @@ def _parser() -> argparse.ArgumentParser:
         description="Meta-trains an LSTM optimizer. The folder then holds weights.safetensors, "
         "card.json and the history of the run.",
     )
-    command.set_defaults(command=_commands.train, name="train")
+    command.set_defaults(command="train")
     command.add_argument("--task", help="a name that `l2ljax tasks` lists")
     _add_data(command)
     command.add_argument("--start", metavar="WEIGHTS", help="begin with these, a folder or a name")
+    command.add_argument(
+        "--optimizer",
+        metavar="MODULE:NAME",
+        help="train this learned optimizer, yours, in place of the LSTM: a LearnedOptimizer, or a "
+        "function without arguments that makes one",
+    )
     _add_run(command, default_out=None)
     _add_recipe(command)
     _add_devices(command)
@@ -88,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Tunes SGD, momentum, Nesterov, RMSprop and Adam on the task, runs all "
         "optimizers on the same fresh problems, and writes a table and a figure.",
     )
-    command.set_defaults(command=_commands.compare)
+    command.set_defaults(command="compare")
     command.add_argument("--task", required=True, help="a name that `l2ljax tasks` lists")
     command.add_argument(
         "--weights",
@@ -98,6 +143,13 @@ def _parser() -> argparse.ArgumentParser:
         help="trained optimizers, folders or names that `l2ljax weights` lists; the first is the "
         "one that ratios compare with",
     )
+    command.add_argument(
+        "--optimizer",
+        nargs="+",
+        metavar="[NAME=]MODULE:NAME",
+        help="the learned optimizer, yours, of the weights of that name; without NAME=, of all "
+        "weights whose card names none of l2ljax.learned",
+    )
     _add_data(command)
     command.add_argument(
         "--out", type=pathlib.Path, help="folder for table and figure (default: the last weights')"
@@ -106,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_comparison(command)
 
     command = commands.add_parser("tasks", help="list the tasks")
-    command.set_defaults(command=_commands.list_tasks)
+    command.set_defaults(command="list_tasks")
 
     command = commands.add_parser(
         "weights",
@@ -114,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Lists the trained optimizers that come with the package: what they were "
         "trained on, their scores and their limits. `l2ljax.learned.load(NAME)` loads one.",
     )
-    command.set_defaults(command=_commands.list_weights)
+    command.set_defaults(command="list_weights")
     command.add_argument(
         "weights", nargs="?", metavar="NAME", help="shows the whole card of one, or of a folder"
     )
@@ -125,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Compiles the program that computes a step of learned LSTMs on a CPU, with "
         "this machine's GCC, for this machine. Until then XLA computes it, more slowly.",
     )
-    command.set_defaults(command=_commands.build)
+    command.set_defaults(command="build")
     command.add_argument("--compiler", help="GCC; default: the first of c++ and g++ found")
     return parser
 
@@ -160,7 +212,7 @@ def _add_recipe(command: argparse.ArgumentParser) -> None:
     group.add_argument("--batch", type=int, help="problems of one meta-gradient")
     group.add_argument("--horizon", type=int, help="inner steps of an episode")
     group.add_argument("--truncation", type=int, help="inner steps of one meta-update")
-    group.add_argument("--meta-rate", type=float, help="first learning rate of Adam on φ")
+    group.add_argument("--meta-rate", type=float, help="first learning rate of Adam on the weights")
     group.add_argument("--clip", type=float, help="largest norm of a meta-gradient")
     group.add_argument("--power", type=float, help="losses are weighted by step^POWER")
     group.add_argument("--preprocess", help="log_sign, scale or none")
@@ -188,4 +240,4 @@ def _add_comparison(command: argparse.ArgumentParser) -> None:
     group.add_argument("--problems", type=int, help="fresh problems (default: 64)")
     group.add_argument("--inner-steps", type=int, help="steps of a run (default: the task's)")
     group.add_argument("--evaluation-seed", type=int, help="of the fresh problems")
-    command.set_defaults(**_commands.COMPARISON)
+    command.set_defaults(**COMPARISON)

@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array
 
 from l2ljax import _checks, learned, meta
+from l2ljax.cli._optimizers import imported
 from l2ljax.core import LearnedOptimizer, Task
 
 
@@ -28,6 +29,7 @@ class Recipe:
             run, larger powers for its final loss.
         preprocess: of the LSTM's inputs: "log_sign", "scale" or "none".
         output_scale: of the LSTM's outputs.
+        optimizer: `module:name` of another learned optimizer in place of the LSTM.
     """
 
     steps: int
@@ -37,8 +39,9 @@ class Recipe:
     meta_rate: float = 1e-2
     clip: float = 1.0
     power: float = 2.0
-    preprocess: str = "log_sign"
-    output_scale: float = 0.1
+    preprocess: str | None = "log_sign"
+    output_scale: float | None = 0.1
+    optimizer: str | None = None
 
     def __post_init__(self) -> None:
         # The rest is checked by what it is handed to.
@@ -46,12 +49,17 @@ class Recipe:
         _checks.count("batch", self.batch)
         _checks.positive("meta_rate", self.meta_rate)
         _checks.positive("clip", self.clip)
-        _checks.choice("preprocess", self.preprocess, ["log_sign", "scale", "none"])
+        if self.optimizer is None:
+            _checks.choice("preprocess", self.preprocess, ["log_sign", "scale", "none"])
+            _checks.positive("output_scale", self.output_scale)
 
-    def optimizer(self) -> LearnedOptimizer:
-        """The LSTM of these settings."""
+    def learned_optimizer(self) -> LearnedOptimizer:
+        """The optimizer of these settings."""
+        if self.optimizer is not None:
+            return imported(self.optimizer)
         preprocess = None if self.preprocess == "none" else self.preprocess
-        return learned.lstm(preprocess=preprocess, output_scale=self.output_scale)
+        settings: dict[str, Any] = {"preprocess": preprocess, "output_scale": self.output_scale}
+        return learned.lstm(**settings)
 
     def _rate(self, step: Array) -> Array:
         decay = optax.cosine_decay_schedule(self.meta_rate, self.steps)(step)

@@ -33,8 +33,10 @@ class Run:
         Raises:
             FileExistsError: if what a run writes is there already and `force` is off; or if there
                 are checkpoints without a run, which even `force` does not remove.
+            NotADirectoryError: if a file is in the way.
             OSError: if the folder cannot be written.
         """
+        require_folder(folder)
         run = cls(folder)
         if run.has(CHECKPOINTS) and not run.has(SETTINGS):
             raise FileExistsError(
@@ -65,26 +67,26 @@ class Run:
 
     @classmethod
     def resume(cls, folder: pathlib.Path) -> tuple["Run", dict[str, Any]]:
-        """Opens the folder of an unfinished run.
+        """Opens the folder of a run, which has a card if it is finished.
 
         Raises:
             FileNotFoundError: if there is no run.
-            FileExistsError: if the run is finished.
+            NotADirectoryError: if a file is in the way.
             ValueError: if its settings are damaged.
         """
+        require_folder(folder)
         run = cls(folder)
-        if run.has(CARD):
-            raise FileExistsError(f"{folder} has a finished run; there is nothing to resume")
         if not run.has(SETTINGS):
             raise FileNotFoundError(f"{folder} has no run to resume: {SETTINGS} is missing")
         try:
-            settings = json.loads((folder / SETTINGS).read_text())
+            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{folder / SETTINGS} must be JSON: {error}") from error
         if not (isinstance(settings, dict) and isinstance(settings.get("recipe"), dict)):
             raise ValueError(f"{folder / SETTINGS} is damaged: it must hold the key 'recipe'")
-        # Weights without a card are those of a run that was stopped while it wrote them.
-        (folder / WEIGHTS).unlink(missing_ok=True)
+        if not run.has(CARD):
+            # Weights without a card are those of a run that was stopped while it wrote them.
+            (folder / WEIGHTS).unlink(missing_ok=True)
         return run, settings
 
     def has(self, *names: str) -> bool:
@@ -118,6 +120,10 @@ class Run:
             for name, rows in history.items()
         }
 
+    def saved_step(self) -> int:
+        """The meta-step of the last saved state; 0 if there is none."""
+        return checkpoint.last_step(self.folder / CHECKPOINTS) or 0
+
     def _history(self) -> dict[str, np.ndarray]:
         path = self.folder / HISTORY
         try:
@@ -131,6 +137,17 @@ class Run:
     def clear_checkpoints(self) -> None:
         """Removes the states of a run that is finished."""
         shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+
+
+def require_folder(folder: pathlib.Path) -> None:
+    """Requires a folder, or a place where one can be made.
+
+    Raises:
+        NotADirectoryError: if a file is in the way; it is named.
+    """
+    for place in (folder, *folder.parents):
+        if place.is_file():
+            raise NotADirectoryError(f"--out must name a folder, but {place} is a file")
 
 
 class Saver:

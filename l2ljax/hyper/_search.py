@@ -210,7 +210,7 @@ def _read(
         empty = np.zeros((0, len(space)))
         return numbers_at(space, empty), np.zeros(0)
     with _damage_named(file):
-        kept = json.loads(file.read_text())
+        kept = json.loads(file.read_text(encoding="utf-8"))
         same = {name: kept[name] for name in identity}
     # As JSON has them: tuples are lists.
     for name, asked in json.loads(json.dumps(identity)).items():

@@ -1,13 +1,9 @@
-"""The words of the command line, and training by it."""
+"""Training by the command line."""
 
 import functools
 import json
-import os
 import shlex
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,13 +11,13 @@ import pytest
 from cli_runs import FINISHED, TRAIN, assert_match, contents, phi_of, run
 
 import l2ljax
-from l2ljax import learned, tasks
+from l2ljax import learned
 from l2ljax.cli import _commands
 from l2ljax.cli._run import Saver
 
 OPTIMIZED = True
 
-ROOT = Path(__file__).parents[2]
+COMPARE = ["compare", "--task", "quadratic", "--weights", "lstm-quadratic"]
 
 
 def interrupt_after(monkeypatch, step):
@@ -45,54 +41,6 @@ def stopped(tmp_path_factory):
         assert run(*TRAIN, "--seed", "1", "--out", folder)[0] == 130
     assert (folder / "checkpoints" / "2").is_dir()
     return folder
-
-
-# Words.
-
-
-def test_help_shows_commands_and_examples():
-    status, out, _ = run("--help")
-    assert status == 0
-    for word in ["demo", "train", "compare", "tasks", "examples:", "l2ljax.learned.load("]:
-        assert word in out
-
-
-@pytest.mark.parametrize("command", ["demo", "train", "compare", "tasks"])
-def test_every_command_has_help(command):
-    status, out, _ = run(command, "--help")
-    assert status == 0
-    assert f"usage: l2ljax {command}" in out
-
-
-def test_version_is_that_of_the_package():
-    assert run("--version") == (0, f"{l2ljax.__version__}\n", "")
-
-
-def test_the_module_runs_as_a_program_and_without_matplotlib(tmp_path):
-    (tmp_path / "matplotlib.py").write_text("raise ImportError")
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "l2ljax", "tasks"],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == run("tasks")
-
-
-def test_tasks_lists_each_with_what_it_needs():
-    status, out, _ = run("tasks")
-    assert status == 0
-    lines = {line.split()[0]: line for line in out.splitlines()}
-    assert set(lines) == set(tasks.CATALOGUE)
-    assert "needs --data-dir" in lines["mnist"]
-    assert "needs" not in lines["digits"]
-
-
-def test_no_command_is_wrong_use():
-    status, _, err = run()
-    assert status == 2
-    assert "COMMAND" in err
 
 
 # Training.
@@ -210,9 +158,10 @@ def test_a_missing_task_is_asked_for(tmp_path):
 def test_an_output_that_cannot_be_written_is_named_before_training(tmp_path, monkeypatch, place):
     (tmp_path / "taken").write_text("mine")
     monkeypatch.setattr(_commands.meta, "train", None)
-    status, _, err = run(*TRAIN, "--out", tmp_path / place)
-    assert status == 2
-    assert str(tmp_path / place) in err
+    for words in (TRAIN, ["train", "--resume"], COMPARE):
+        status, _, err = run(*words, "--out", tmp_path / place)
+        assert status == 2
+        assert f"--out must name a folder, but {tmp_path / 'taken'} is a file" in err
     assert (tmp_path / "taken").read_text() == "mine"
 
 
@@ -278,18 +227,57 @@ def test_interrupted_before_anything_was_done_it_says_what_is_there(tmp_path, co
     assert "going on from meta-step 0" in out
 
 
+def raise_interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "saved"),
+    [(Saver, "save", 0), (_commands.learned, "save", 4), (_commands.meta, "make_step", 2)],
+    ids=["saving the state", "saving the weights", "resuming"],
+)
+def test_a_second_interruption_also_ends_with_the_command_to_go_on(
+    tmp_path, stopped, monkeypatch, owner, name, saved
+):
+    words = [*TRAIN, "--out", tmp_path / "new"]
+    if name == "make_step":
+        words = ["train", "--resume", "--out", shutil.copytree(stopped, tmp_path / "new")]
+    with monkeypatch.context() as patched:
+        if name == "save" and owner is Saver:
+            interrupt_after(patched, 2)
+        patched.setattr(owner, name, raise_interrupt)
+        status, _, err = run(*words)
+    assert status == 130
+    assert f"{tmp_path / 'new'} holds the state after meta-step {saved} of 4" in err
+    again = shlex.split(err.splitlines()[-1])
+    assert again == ["l2ljax", "train", "--out", str(tmp_path / "new"), "--resume"]
+    status, out, err = run(*again[1:])
+    assert status == 0, err
+    assert f"going on from meta-step {saved}" in out
+
+
 def test_a_save_that_was_due_at_the_last_step_is_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr(_commands, "SAVE_SECONDS", -1.0)
     status, _, err = run(*TRAIN, "--out", tmp_path / "new")
     assert status == 0, err
 
 
-def test_a_finished_or_missing_run_is_not_resumed(trained, tmp_path):
-    before = contents(trained)
-    status, _, err = run("train", "--out", trained, "--resume")
+def test_a_finished_run_is_not_resumed_but_its_weights_are_trained_further(copy):
+    before = contents(copy)
+    status, _, err = run("train", "--out", copy, "--resume", "--steps", "6")
     assert status == 2
     assert "finished run; there is nothing to resume" in err
-    assert contents(trained) == before
+    more = shlex.split(err.splitlines()[-1])
+    assert more[:2] == ["l2ljax", "train"]
+    status, _, err = run(*more[1:])
+    assert status == 0, err
+    assert contents(copy) == before
+    _, _, card = learned.restore(f"{copy}-more")
+    assert card["recipe"] == {**learned.read_card(copy)["recipe"], "steps": 6}
+    assert card["start"] == learned.read_card(copy)
+
+
+def test_a_missing_run_is_not_resumed(tmp_path):
     status, _, err = run("train", "--out", tmp_path / "none", "--resume")
     assert status == 2
     assert "no run to resume: run.json is missing" in err
@@ -345,6 +333,7 @@ def unfinished(copy):
         (["--power", "1"], "--power must be that of the run, 0.0, got 1.0"),
         (["--preprocess", "none"], "--preprocess must be that of the run, 'log_sign', got 'none'"),
         (["--output-scale", "-1"], "--output-scale must be that of the run, 0.1, got -1.0"),
+        (["--optimizer", "mine:make"], "--optimizer must be that of the run, None, got 'mine:ma"),
         (["--seed", "5"], "--seed must be that of the run, 0, got 5"),
         (["--start", "general"], "--start must be that of the run, None, got 'general'"),
         (["--data-dir", "/data"], "--data-dir must be that of the run, None, got '/data'"),
