@@ -33,11 +33,17 @@ __all__ = [
 if not TYPE_CHECKING:
     # A package is imported when it is first used: `l2ljax --help` does without JAX.
     def __getattr__(name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        if name[0].isupper():
+        missing = AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name.startswith("_"):
+            raise missing
+        if name in __all__ and name[0].isupper():
             return getattr(importlib.import_module("l2ljax.core"), name)
-        return importlib.import_module(f"l2ljax.{name}")
+        try:
+            return importlib.import_module(f"l2ljax.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"l2ljax.{name}":
+                raise
+            raise missing from None
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

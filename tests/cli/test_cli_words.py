@@ -78,6 +78,14 @@ main(["train", "--help"])
     assert done.stdout.endswith("\n[]\n")
 
 
+def test_the_package_alone_has_its_other_packages_as_attributes():
+    program = "import l2ljax; print(l2ljax.checkpoint.CARD, l2ljax.core.Task is l2ljax.Task)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.stdout == "card.json True\n"
+
+
 def test_the_package_has_its_names_though_it_imports_them_late():
     for name in l2ljax.__all__:
         assert getattr(l2ljax, name) is not None
