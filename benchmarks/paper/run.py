@@ -105,7 +105,10 @@ def run(name: str, panel: Panel, data_dir: str | None, folders: dict[str, str]) 
         progress=True,
     )
     print(f"\n{panel.title}\n\n{comparison}\n")
-    best = min((row for row in comparison.rows if row.name in FOUR), key=lambda row: row.final)
+    best = min(
+        (row for row in comparison.rows if row.name in FOUR),
+        key=lambda row: (row.diverged > 0, row.final),
+    )
     first = comparison.rows[0]
     verdict = {
         "learned": first.name,

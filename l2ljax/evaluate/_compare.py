@@ -43,19 +43,26 @@ class Tunable(NamedTuple):
 class Row(NamedTuple):
     """One optimizer's line in the table.
 
+    On a problem it diverged if a loss of the run is infinite or NaN. Such problems are counted, and
+    all else is over the others: one of them does not hide what happens on the rest. An optimizer
+    that diverged on more problems than another is no better for a lower loss on fewer of them.
+
     Attributes:
         name: its name.
-        final: final loss, the mean over problems.
+        final: final loss, the mean over the problems on which it did not diverge; infinite if there
+            are none.
         final_low: lower end of its interval.
         final_high: upper end of its interval.
-        mean: mean loss over the run (all losses after an update), mean over problems; infinite
-            where a run diverged.
-        ratio: the reference's final loss over this one's; below 1, the reference is better.
+        mean: mean loss over the run (all losses after an update), mean over the same problems.
+        ratio: the reference's final loss over this one's, both over the problems on which neither
+            diverged; below 1, the reference is better. Without such problems it is 0 if this one
+            diverged on all of them and the reference did not, infinite if it is the other way
+            round, else NaN.
         ratio_low: lower end of its interval, by resampling problems for both together.
         ratio_high: upper end of its interval.
         setting: the tuned arguments, or None for an optimizer that was given as it is.
         on_edge: whether tuning ended on the edge of its grid.
-        diverged: number of problems on which it ended with a loss that is not finite.
+        diverged: number of problems on which it diverged.
     """
 
     name: str
@@ -93,6 +100,8 @@ class Comparison:
     def best_rival(self) -> Row:
         """The tuned row with the lowest final loss; of all but the reference if none was tuned.
 
+        One that diverged on some problems is best only if all did.
+
         Raises:
             ValueError: if there is nothing beside the reference.
         """
@@ -100,7 +109,7 @@ class Comparison:
         if not rivals:
             raise ValueError(f"optimizers must have a rival of {self.reference}, got none")
         rivals = [row for row in rivals if row.setting is not None] or rivals
-        return min(rivals, key=lambda row: row.final)
+        return min(rivals, key=lambda row: (row.diverged > 0, row.final))
 
     def to_dict(self) -> dict[str, Any]:
         """The table as plain JSON values."""
@@ -133,7 +142,8 @@ class Comparison:
         for row in self.rows:
             tuning = self.tunings.get(row.name)
             hopeless = tuning is not None and not np.isfinite(tuning.score)
-            table.append(_cells(row, self.reference, hopeless))
+            problems = len(self.curves[row.name])
+            table.append(_cells(row, self.reference, hopeless, problems))
         widths = [max(len(line[i]) for line in table) for i in range(len(header))]
         return "\n".join(
             "  ".join(
@@ -250,8 +260,7 @@ def compare(
     }
     samples = np.random.default_rng(0).integers(problems, size=(RESAMPLES, problems))
     rows = tuple(
-        _row(name, run, final[name], final[reference], samples, confidence, known.get(name))
-        for name, run in runs.items()
+        _row(name, runs, final, reference, samples, confidence, known.get(name)) for name in runs
     )
     return Comparison(rows, runs, known, reference, confidence)
 
@@ -274,28 +283,37 @@ def _require_optimizers(optimizers: Mapping[str, optax.GradientTransformation | 
 
 def _row(
     name: str,
-    run: np.ndarray,
-    final: np.ndarray,
-    reference: np.ndarray,
+    runs: Mapping[str, np.ndarray],
+    final: Mapping[str, np.ndarray],
+    reference: str,
     samples: np.ndarray,
     confidence: float,
     tuning: Tuning | None,
 ) -> Row:
-    final = np.where(np.isfinite(final), final, np.inf)
-    reference = np.where(np.isfinite(reference), reference, np.inf)
-    resampled = final[samples].mean(axis=1)
-    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
-    # Both diverged, or both are zero: nothing can be said, and NaN says so.
+    learns, other = (
+        np.isfinite(runs[row]).all(axis=1) & np.isfinite(final[row]) for row in (name, reference)
+    )
+    both = learns & other
+    # All problems, then resamples of them.
+    drawn = (np.arange(len(learns)), samples)
+    level, levels = (_mean(final[name], learns, row) for row in drawn)
+    low, high = _interval(levels, confidence)
+    mean = _mean(runs[name][:, 1:].astype(np.float64).mean(axis=1), learns, drawn[0])
+    if not learns.any():
+        level = mean = low = high = np.inf
+    # Both are zero: nothing can be said, and NaN says so.
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = reference.mean() / final.mean()
-        ratios = reference[samples].mean(axis=1) / resampled
-        mean = np.where(np.isfinite(run), run, np.inf)[:, 1:].mean(dtype=np.float64)
-    # `inverted_cdf` picks a sample: interpolation between infinite ones would make NaN.
-    low, high = np.quantile(resampled, ends, method="inverted_cdf")
-    ratio_low, ratio_high = np.quantile(ratios, ends, method="inverted_cdf")
+        ratio, ratios = (
+            _mean(final[reference], both, row) / _mean(final[name], both, row) for row in drawn
+        )
+    ratio_low, ratio_high = _interval(ratios, confidence)
+    if not learns.any() and other.any():
+        ratio = ratio_low = ratio_high = 0.0
+    if learns.any() and not other.any():
+        ratio = ratio_low = ratio_high = np.inf
     return Row(
         name=name,
-        final=float(final.mean()),
+        final=float(level),
         final_low=float(low),
         final_high=float(high),
         mean=float(mean),
@@ -304,17 +322,33 @@ def _row(
         ratio_high=float(ratio_high),
         setting=None if tuning is None else tuning.best,
         on_edge=False if tuning is None else tuning.on_edge,
-        diverged=int((~np.isfinite(final)).sum()),
+        diverged=int((~learns).sum()),
     )
 
 
-def _cells(row: Row, reference: str, hopeless: bool) -> list[str]:
+def _mean(values: np.ndarray, kept: np.ndarray, drawn: np.ndarray) -> Any:
+    """The mean over those drawn problems that are kept, for each row of draws; NaN of none."""
+    with np.errstate(invalid="ignore"):
+        return np.where(kept, values, 0.0)[drawn].sum(axis=-1) / kept[drawn].sum(axis=-1)
+
+
+def _interval(values: np.ndarray, confidence: float) -> np.ndarray:
+    """The interval that resampled values lie in, those without a problem left aside."""
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return np.full(2, np.nan)
+    ends = [(1 - confidence) / 2, (1 + confidence) / 2]
+    # `inverted_cdf` picks a sample: interpolation between infinite ones would make NaN.
+    return np.quantile(known, ends, method="inverted_cdf")
+
+
+def _cells(row: Row, reference: str, hopeless: bool, problems: int) -> list[str]:
     """A line of the table; `hopeless`: no setting was better than another, since all diverged."""
     tuned = "" if row.setting is None else " ".join(f"{v:.3g}" for v in row.setting.values())
     tuned += " (edge)" if row.on_edge else ""
     cells = [
         row.name,
-        f"{row.final:.4g}" + (f" ({row.diverged} diverged)" if row.diverged else ""),
+        f"{row.final:.4g}" + (f" ({row.diverged} of {problems} diverged)" if row.diverged else ""),
         f"[{row.final_low:.4g}, {row.final_high:.4g}]",
         f"{row.mean:.4g}",
         "all diverged" if hopeless else tuned,

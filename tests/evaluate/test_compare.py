@@ -193,15 +193,42 @@ def test_diverged_runs_are_counted_and_never_best(with_divergence):
     assert rows["good"].diverged == rows["exact"].diverged == 0
     assert rows["bad"].diverged == 16
     assert 0 < rows["sometimes"].diverged < 16
-    assert rows["bad"].final == rows["sometimes"].final == np.inf
+    assert rows["bad"].final == rows["bad"].final_high == rows["bad"].mean == np.inf
     assert rows["bad"].ratio == rows["bad"].ratio_high == 0
     # Solved exactly: infinitely better, and no warning about it.
     assert rows["exact"].final == 0 and rows["exact"].ratio == np.inf
     assert with_divergence.best_rival.name == "exact"
 
 
+def test_a_row_is_of_the_problems_on_which_it_did_not_diverge(with_divergence):
+    row = next(row for row in with_divergence.rows if row.name == "sometimes")
+    run, good = (np.asarray(with_divergence.curves[name]) for name in ("sometimes", "good"))
+    learns = np.isfinite(run[:, -1])
+    assert row.diverged == (~learns).sum()
+    final = run[learns, -2:].mean(axis=1)
+    np.testing.assert_allclose(row.final, final.mean(), rtol=1e-6)
+    np.testing.assert_allclose(row.mean, run[learns, 1:].mean(), rtol=1e-6)
+    assert final.min() < row.final_low < row.final < row.final_high < final.max()
+    # The reference is as good on the same problems, which are easier than the others.
+    np.testing.assert_allclose([row.ratio, row.ratio_low, row.ratio_high], 1, rtol=1e-6)
+    assert good[learns, -1].mean() < good[:, -1].mean()
+
+
+def test_one_that_diverged_is_no_best_rival_though_it_is_lower_on_the_rest():
+    losses = {"ours": [1.0, 1.0], "often": [0.1, np.inf], "never": [2.0, 2.0]}
+    found = recorded(losses, problems=16)
+    assert found.rows[1].final < found.rows[2].final < np.inf
+    assert found.best_rival.name == "never"
+
+
+def test_two_that_diverged_on_different_problems_have_no_ratio():
+    found = recorded({"a": [np.inf, 1.0], "b": [1.0, np.nan]}, problems=8)
+    assert np.isnan([found.rows[1].ratio, found.rows[1].ratio_low]).all()
+    assert found.rows[0].final == found.rows[1].final == 1
+
+
 def test_a_table_with_divergence_prints_and_is_valid_json(with_divergence):
-    assert "inf (16 diverged)" in str(with_divergence)
+    assert "inf (16 of 16 diverged)" in str(with_divergence)
     table = with_divergence.to_dict()
     assert json.loads(json.dumps(table, allow_nan=False)) == table
     bad = table["rows"][1]
@@ -209,9 +236,11 @@ def test_a_table_with_divergence_prints_and_is_valid_json(with_divergence):
 
 
 def test_a_reference_that_diverges_is_no_error():
-    both = recorded({"a": [np.inf, 1.0], "b": [np.nan, 1.0]}, problems=8)
-    assert np.isnan(both.rows[1].ratio)
-    assert [row.diverged for row in both.rows] == [both.rows[0].diverged] * 2
+    both = recorded({"a": [np.inf, 1.0], "b": [np.nan, 2.0]}, problems=8)
+    assert both.rows[1].ratio == both.rows[1].ratio_high == 0.5
+    assert 0 < both.rows[0].diverged == both.rows[1].diverged < 8
+    both = recorded({"a": [np.inf, np.inf], "b": [np.nan, np.nan], "c": [1.0, 1.0]}, problems=8)
+    assert np.isnan(both.rows[1].ratio) and both.rows[2].ratio == np.inf
     json.dumps(both.to_dict(), allow_nan=False)
 
 
