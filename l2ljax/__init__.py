@@ -1,8 +1,8 @@
 """Optimizers for JAX, hand-designed and learned, each an optax transformation.
 
 The rooms: `classic` methods, `tasks` to optimize, `learned` optimizers, `meta`-training,
-`evaluate` for honest comparison, `hyper` for metaparameters, and the `gaussian_process` that some
-of them believe in.
+`evaluate` for honest comparison, the `suite` of tasks for it, `hyper` for metaparameters, and the
+`gaussian_process` that some of them believe in.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from l2ljax import classic, evaluate, gaussian_process, hyper, learned, meta, tasks
+    from l2ljax import classic, evaluate, gaussian_process, hyper, learned, meta, suite, tasks
     from l2ljax.core import Estimate, Estimator, LearnedOptimizer, LearnedTask, Task
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "hyper",
     "learned",
     "meta",
+    "suite",
     "tasks",
 ]
 

@@ -18,7 +18,7 @@ FLOORS = {
     **dict.fromkeys(["core", "_checks", "kernels"], 0),
     **dict.fromkeys(["networks", "checkpoint", "classic", "gaussian_process"], 1),
     **dict.fromkeys(["tasks", "learned"], 2),
-    "meta": 3,
+    **dict.fromkeys(["meta", "suite"], 3),
     **dict.fromkeys(["evaluate", "hyper"], 4),
     "plots": 5,
     "cli": 6,

@@ -14,12 +14,13 @@ import pytest
 
 from l2ljax import learned, meta, tasks
 from l2ljax.core import LearnedOptimizer, Task, closure
+from l2ljax.suite import SuiteTask
 
 # The scripts import each other by name, as they do when they are run.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "paper"))
-general, held_out, panels, paper, lengths, parts, weights = map(
+general, panels, paper, lengths, parts, weights = map(
     importlib.import_module,
-    ["general", "held_out", "panels", "run", "recipes.lengths", "recipes.parts", "weights"],
+    ["general", "panels", "run", "recipes.lengths", "recipes.parts", "weights"],
 )
 
 
@@ -28,124 +29,10 @@ def first_key():
     return jax.random.key(0, impl="unsafe_rbg")
 
 
-WITHOUT_DATA = [name for name, entry in held_out.SUITE.items() if not entry.needs_data]
-WITH_DATA = [name for name, entry in held_out.SUITE.items() if entry.needs_data]
-
-
 def random_like(shapes):
     """Params of these shapes. Compiling their initializers would take most of the time here."""
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-
-
-@jax.jit
-def loss_of(task, params, key):
-    return task.loss(params, (), key)
-
-
-def require_sound(name, data_dir):
-    """The task's params are few, and its loss is a finite number."""
-    task = held_out.SUITE[name].make(data_dir)
-    shapes = jax.eval_shape(task.init, first_key(), ())
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) <= 30_000
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
-    assert 0 < loss_of(task, random_like(shapes), first_key()) < np.inf
-
-
-def test_the_suite_is_as_large_as_was_promised():
-    assert len(held_out.SUITE) >= 14 and len(WITHOUT_DATA) >= 12
-    for entry in held_out.SUITE.values():
-        assert (entry.problems, entry.tuning_problems, entry.window) == (20, 4, 10)
-        assert entry.steps == 1000 if "1,000 steps" in entry.description else entry.steps == 200
-
-
-@pytest.mark.parametrize("name", WITHOUT_DATA)
-def test_a_task_has_a_finite_loss(name):
-    require_sound(name, None)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", WITH_DATA)
-def test_a_task_of_mnist_or_cifar_has_a_finite_loss(name, data_dir):
-    require_sound(name, data_dir)
-
-
-# Models, losses and data by hand.
-
-
-@pytest.mark.parametrize("size", [6, 7])
-def test_the_product_of_patches_is_a_convolution_with_stride_two(size):
-    rng = np.random.default_rng(0)
-    images = rng.normal(size=(2, size, size, 3)).astype(np.float32)
-    kernel = rng.normal(size=(3, 3, 3, 4)).astype(np.float32)
-    params = {"Dense_0": {"kernel": kernel.reshape(27, 4), "bias": np.zeros(4, np.float32)}}
-    found = jax.jit(held_out.Conv(4).apply)({"params": params}, images)
-    padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]
-    expected = np.einsum("bhwcij,ijco->bhwo", windows, kernel)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "model", [held_out.Recurrent(4, 5), held_out.Transformer(4, 2, 5)], ids=["gru", "transformer"]
-)
-def test_a_model_of_text_does_not_look_ahead(model):
-    characters = np.array([[0, 1, 2, 3, 4, 0], [0, 1, 2, 1, 4, 0]])
-    params = random_like(jax.eval_shape(model.init, first_key(), characters))
-    before, after = np.asarray(jax.jit(model.apply)(params, characters))
-    np.testing.assert_allclose(before[:3], after[:3], atol=1e-5)
-    assert all(np.abs(before[i] - after[i]).max() > 1e-3 for i in range(3, 6))
-
-
-def test_losses_are_those_of_their_formulas():
-    rng = np.random.default_rng(0)
-    outputs = rng.normal(size=(6, 4)).astype(np.float32)
-    labels = rng.integers(4, size=6)
-    margins = [
-        sum(max(0.0, 1 - z[y] + z[j]) for j in range(4) if j != y)
-        for z, y in zip(outputs, labels, strict=True)
-    ]
-    np.testing.assert_allclose(jax.jit(held_out.hinge)(outputs, labels), margins, rtol=1e-5)
-
-    share = rng.random((6, 4)).astype(np.float32)
-    p = 1 / (1 + np.exp(-outputs.astype(np.float64)))
-    by_pixel = -(share * np.log(p) + (1 - share) * np.log(1 - p))
-    found = jax.jit(held_out.logistic)(outputs, share)
-    np.testing.assert_allclose(found, by_pixel.sum(1), rtol=1e-5)
-
-    logits, labels = outputs.reshape(2, 3, 4), labels.reshape(2, 3)
-    chance = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    nats = -np.log(np.take_along_axis(chance, labels[..., None], -1)[..., 0])
-    found = jax.jit(held_out.sequence_cross_entropy)(logits, labels)
-    np.testing.assert_allclose(found, nats.mean(1), rtol=1e-5)
-
-
-def test_labels_of_text_are_the_characters_that_follow():
-    dataset, vocabulary = held_out.text()
-    inputs, labels = dataset.train.inputs, dataset.train.labels
-    assert inputs.shape[1] == labels.shape[1] == 32
-    np.testing.assert_array_equal(inputs[:, 1:], labels[:, :-1])
-    np.testing.assert_array_equal(inputs[1:, -1], labels[:-1, -1])
-    assert inputs.max() == vocabulary - 1
-    symbols = sorted(set(" ".join(held_out.LICENSE.read_text(encoding="utf-8").split())))
-    assert "".join(symbols[i] for i in inputs[0]).startswith("Apache License Version 2.0")
-
-
-def test_the_entries_of_the_matrix_are_of_low_rank_but_for_noise():
-    split = held_out.low_rank((60, 40), rank=4).train
-    assert len(np.unique(split.inputs, axis=0)) == len(split) == 1200
-    task = held_out.SUITE["low-rank"].make(None)
-    params = random_like(jax.eval_shape(task.init, first_key(), ()))
-    places = jnp.array([[3, 5], [59, 39]])
-    product = params["rows"] @ params["columns"].T
-    found = held_out.factors_apply(jax.tree.map(jnp.asarray, params), places)
-    np.testing.assert_allclose(found, product[places[:, 0], places[:, 1]], rtol=1e-5)
-
-
-def test_a_fifth_of_the_labels_is_random():
-    clean, noisy = held_out.digits().train.labels, held_out.noisy_digits().train.labels
-    # A tenth of those that are drawn anew is right by chance.
-    assert 0.14 < np.mean(np.asarray(clean) != noisy) < 0.22
 
 
 # Judgements.
@@ -203,8 +90,8 @@ PARABOLA = Task(
     loss=lambda params, problem, key: jnp.sum(params**2),
 )
 SMALL = {
-    "parabola": held_out.HeldOut("a parabola", lambda data_dir: PARABOLA, 4, False, 2, 1, 2),
-    "image": held_out.HeldOut("an image", lambda data_dir: None, needs_data=True, problems=2),
+    "parabola": SuiteTask("a parabola", lambda data_dir: PARABOLA, 4, False, 2, 1),
+    "image": SuiteTask("an image", lambda data_dir: None, needs_data=True, problems=2),
 }
 
 
@@ -214,6 +101,7 @@ def descend(rate, updates, state, params=None):
 
 def test_a_row_has_the_ratio_of_means_and_counts_what_is_not_learned(tmp_path, monkeypatch):
     monkeypatch.setattr(general, "TUNINGS", tmp_path)
+    monkeypatch.setattr(general, "WINDOW", 2)
 
     def row(rate):
         # The rate is a leaf: one program serves all.

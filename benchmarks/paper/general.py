@@ -3,7 +3,7 @@
     python benchmarks/paper/general.py --data-dir DATA             # resumable: type it again
     python benchmarks/paper/general.py --tasks iris wine --weights runs/general
 
-The tasks are those of `held_out.py`. Adam is tuned for each over 11 rates of four decades, on
+The tasks are those of `l2ljax.suite`. Adam is tuned for each over 11 rates of four decades, on
 other problems of the task; a best rate on the edge widens the grid. Both then run on the same 20
 fresh problems. A task's ratio is general's final loss over Adam's, the mean of the losses after
 the last 10 updates, mean over problems; its interval is a 95 % bootstrap over problems. General
@@ -27,15 +27,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from held_out import SUITE, HeldOut
 
 from l2ljax import classic, evaluate, learned, meta, plots
 from l2ljax.core import Task
+from l2ljax.suite import SUITE, SuiteTask
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import _report
 
 FLOOR = 1.05
+WINDOW = 10
 AIM = 0.9
 ADAM = evaluate.Tunable(classic.adam, np.geomspace(1e-4, 1.0, 11))
 KEPT = pathlib.Path("runs") / "held-out"
@@ -45,7 +46,7 @@ KEY = jax.random.key(2_000_000)
 TUNING_KEY = jax.random.fold_in(KEY, 2**32 - 1)
 
 
-def tuned_adam(name: str, held_out: HeldOut, task: Task) -> tuple[evaluate.Tuning, float]:
+def tuned_adam(name: str, held_out: SuiteTask, task: Task) -> tuple[evaluate.Tuning, float]:
     """Adam's tuning on a task, and the seconds that it took."""
     return _report.kept_tuning(
         TUNINGS / f"{name}.json",
@@ -54,12 +55,12 @@ def tuned_adam(name: str, held_out: HeldOut, task: Task) -> tuple[evaluate.Tunin
         key=TUNING_KEY,
         steps=held_out.steps,
         problems=held_out.tuning_problems,
-        window=held_out.window,
+        window=WINDOW,
     )
 
 
 def measure(
-    tx: optax.GradientTransformation, name: str, held_out: HeldOut, data_dir: str | None
+    tx: optax.GradientTransformation, name: str, held_out: SuiteTask, data_dir: str | None
 ) -> dict[str, Any]:
     """One row of the table, as plain JSON values: what is not finite is None."""
     task = held_out.make(data_dir)
@@ -71,13 +72,13 @@ def measure(
         key=KEY,
         steps=held_out.steps,
         problems=held_out.problems,
-        window=held_out.window,
+        window=WINDOW,
         tunings={"Adam": tuning},
     )
     general, adam = comparison.to_dict()["rows"]
     losses = comparison.curves["general"]
     # Written so that NaN counts.
-    learns = meta.final_loss(jnp.asarray(losses), held_out.window) < losses[:, 0]
+    learns = meta.final_loss(jnp.asarray(losses), WINDOW) < losses[:, 0]
     params = jax.eval_shape(task.init, jax.random.key(0), ())
     return {
         "description": held_out.description,

@@ -1,8 +1,9 @@
 """Neural networks as plain `init` and `apply` functions on dictionaries; Flax stays in this room.
 
-Three kinds live here: the networks inside learned optimizers, defined for **one coordinate** of the
+Four kinds live here: the networks inside learned optimizers, defined for **one coordinate** of the
 parameters that are optimized; the recurrent network of optimizers without gradients, which sees all
-of them; and the networks that are optimized ('optimizees').
+of them; the networks that are optimized ('optimizees'); and, as Flax modules, those of the suite of
+benchmarks.
 """
 
 from l2ljax.networks._common import ACTIVATIONS
@@ -22,9 +23,21 @@ from l2ljax.networks._coordinate import (
 )
 from l2ljax.networks._mlp import mlp_apply, mlp_init
 from l2ljax.networks._recurrent import recurrent_apply, recurrent_init
+from l2ljax.networks._suite import (
+    SuiteConvNet,
+    SuiteMLP,
+    SuiteRecurrent,
+    SuiteResidual,
+    SuiteTransformer,
+)
 
 __all__ = [
     "ACTIVATIONS",
+    "SuiteConvNet",
+    "SuiteMLP",
+    "SuiteRecurrent",
+    "SuiteResidual",
+    "SuiteTransformer",
     "convnet_apply",
     "convnet_init",
     "convolve_patches",
