@@ -2,16 +2,18 @@
 
 The rooms: `classic` methods, `tasks` to optimize, `learned` optimizers, `meta`-training,
 `evaluate` for honest comparison, the `suite` of tasks for it, `hyper` for metaparameters, and the
-`gaussian_process` that some of them believe in.
+`gaussian_process` that some of them believe in. `plots` needs matplotlib.
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from l2ljax import classic, evaluate, gaussian_process, hyper, learned, meta, suite, tasks
+    from l2ljax import plots as plots
     from l2ljax.core import Estimate, Estimator, LearnedOptimizer, LearnedTask, Task
 
 __all__ = [
@@ -47,4 +49,6 @@ if not TYPE_CHECKING:
             raise missing from None
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        # Tools get every attribute that is listed, so none that cannot be had.
+        optional = ["plots"] if importlib.util.find_spec("matplotlib") else []
+        return sorted({*globals(), *__all__, *optional})

@@ -93,7 +93,7 @@ def rooms_are_entered_by_their_doors(sources: Sources) -> list[str]:
 
 
 def libraries_have_one_door(sources: Sources) -> list[str]:
-    doors = {"flax": "l2ljax/networks/", "matplotlib": "l2ljax/plots.py"}
+    doors = {"flax": "l2ljax/networks/", "matplotlib": "l2ljax/plots/"}
     return [
         f"{path}: imports {name}"
         for path, tree in _library(sources)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import matplotlib
 import numpy as np
 import pytest
@@ -18,6 +21,18 @@ LOSSES = np.random.default_rng(0).gamma(2.0, size=(9, 6))
 def no_figure_stays_open():
     yield
     plt.close("all")
+
+
+def test_plots_is_an_attribute_of_the_package_that_costs_nothing_before_its_use():
+    program = """
+import sys, l2ljax
+assert "plots" in dir(l2ljax) and "matplotlib" not in sys.modules
+assert not hasattr(l2ljax, "plot")
+print(*dir(l2ljax.plots))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout.split() == ["curves", "history", "images", "range_test", "ratios", "save"]
 
 
 def comparison(**curves):
@@ -98,6 +113,29 @@ def test_diverged_runs_are_drawn_without_a_warning(band, statistic, tmp_path):
     plots.save(plots.curves(diverged, band=band, statistic=statistic), tmp_path / "curves.png")
 
 
+def test_one_diverged_problem_is_left_out_of_a_mean_and_counted_in_the_legend():
+    some = LOSSES.copy()
+    some[2, 3], some[2, 4:] = 1e30, np.nan
+    ax = plots.curves({"some": some, "all": np.full((9, 6), np.inf), "none": LOSSES})
+    assert legend(ax) == ["some, 1 of 9 diverged", "all, 9 of 9 diverged", "none"]
+    rest = np.delete(LOSSES, 2, axis=0)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), rest.mean(axis=0))
+    ax = plots.curves({"some": some}, statistic="median", band="quartiles")
+    counted = np.where(np.isfinite(some), some, np.inf)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), np.median(counted, axis=0))
+
+
+def test_curves_are_averaged_over_steps_on_request():
+    ax = plots.curves({"a": LOSSES}, smooth=3)
+    mean = LOSSES.mean(axis=0)
+    expected = [mean[0], mean[:2].mean(), *(mean[t - 2 : t + 1].mean() for t in range(2, 6))]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), expected)
+    assert ax.get_ylabel() == "loss, mean over 9 problems, each over 3 steps"
+    # Run by run: the median of averages, and the band about it.
+    ax = plots.curves({"a": LOSSES}, smooth=6, statistic="median")
+    np.testing.assert_allclose(ax.lines[0].get_ydata()[-1], np.median(LOSSES.mean(axis=1)))
+
+
 def test_curves_may_be_drawn_into_given_axes():
     _, ax = plt.subplots()
     assert plots.curves({"a": LOSSES}, ax=ax) is ax
@@ -129,6 +167,51 @@ def test_history_shows_the_meta_loss_its_running_mean_and_the_validation():
     assert (ax.get_yscale(), ax.get_xlabel()) == ("log", "meta-step")
 
 
+def segments(episodes, length, steps=20):
+    """The history of episodes of so many segments, in each of which the loss falls by half."""
+    step = np.tile(np.arange(length) * steps, episodes)
+    losses = np.repeat(2.0 ** -np.tile(np.arange(length), episodes)[:, None], steps, axis=1)
+    return {"loss": losses.sum(axis=1), "losses": losses, "step": step}
+
+
+def test_history_draws_the_loss_per_step_and_not_the_sum_over_a_segment():
+    rows = segments(episodes=20, length=5)
+    ax = plots.history(rows)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), rows["loss"] / 20)
+    assert legend(ax) == ["loss per step"]
+    assert ax.get_ylabel() == "loss per step"
+    ax = plots.history(rows, meta_loss=True)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), rows["loss"])
+    assert legend(ax) == ["meta-loss"] and ax.get_ylabel() == "meta-loss"
+
+
+@pytest.mark.parametrize("length", [3, 5, 7, 50])
+def test_the_running_mean_has_no_rhythm_of_the_episodes(length):
+    rows = segments(episodes=1000 // length, length=length)
+    mean = plots.history(rows).lines[1].get_ydata()
+    np.testing.assert_allclose(mean, np.mean(2.0 ** -np.arange(length)), rtol=1e-6)
+    assert len(mean) > len(rows["loss"]) / 2
+
+
+def test_the_running_mean_of_episodes_of_several_lengths_is_over_ten_of_them():
+    lengths = np.random.default_rng(0).choice([2, 5, 10], size=120)
+    step = np.concatenate([np.arange(length) for length in lengths])
+    loss = 2.0**-step
+    mean = plots.history({"loss": loss, "step": step}).lines[1].get_ydata()
+    assert len(loss) - len(mean) + 1 == round(10 * lengths[:-1].mean())
+    assert np.std(mean) < 0.2 * np.std(loss)
+
+
+def test_a_run_that_went_on_is_drawn_from_where_it_began():
+    rows = {"loss": np.ones(50), "grad_norm": np.ones(50), "skipped": np.arange(50) == 9}
+    rows |= {"validation_step": np.array([200]), "validation": np.ones(1)}
+    ax = plots.history(TrainResult(None, None, rows, result().state))
+    for panel in ax.figure.axes:
+        np.testing.assert_array_equal(panel.lines[0].get_xdata(), np.arange(150, 200))
+        assert panel.lines[1].get_xdata()[-1] == 199
+        np.testing.assert_array_equal(panel.lines[-1].get_xdata(), [159])
+
+
 def test_history_with_skipped_steps_is_drawn_without_a_warning(tmp_path):
     loss = np.linspace(3, 1, 200)
     loss[[3, 50]] = np.nan, np.inf
@@ -141,7 +224,7 @@ def result(**rows):
     loss[50], norm[[50, 120]] = np.nan, np.inf
     skipped = ~np.isfinite(norm)
     history = {"loss": loss, "grad_norm": norm, "skipped": skipped} | rows
-    return TrainResult(None, None, history, TrainState(*7 * (None,)))
+    return TrainResult(None, None, history, TrainState(np.int32(200), *6 * (None,)))
 
 
 def test_history_of_a_result_has_a_panel_of_norms_and_marks_skipped_steps(tmp_path):
@@ -326,6 +409,7 @@ def test_a_folder_that_is_missing_is_an_os_error(tmp_path):
         ({}, {}, "results must have at least one curve, got none"),
         ({"a": LOSSES}, {"statistic": "meen"}, "statistic must be one of .* did you mean 'mean'"),
         ({"a": LOSSES}, {"band": "std"}, "band must be one of .* got 'std'"),
+        ({"a": LOSSES}, {"smooth": 0}, "smooth must be a whole number of at least 1, got 0"),
         ({"a": LOSSES[0]}, {}, r"results\['a'\] must have shape \(problems, steps \+ 1\)"),
     ],
 )

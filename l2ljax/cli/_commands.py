@@ -7,7 +7,6 @@ import json
 import pathlib
 import platform
 import shlex
-import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -193,22 +192,13 @@ def _resumable(run: Run, job: Job, arguments: argparse.Namespace) -> Iterator[No
         ) from None
 
 
-def _plots() -> types.ModuleType:
-    """Only figures need matplotlib; without it, all other commands work."""
-    try:
-        from l2ljax import plots
-    except ImportError as error:
-        raise ImportError("figures need matplotlib: pip install 'l2ljax[plots]'") from error
-    return plots
-
-
 def _check_comparison(arguments: argparse.Namespace) -> None:
     """Refuses before anything long begins."""
     window = tasks.CATALOGUE[arguments.task].final_window
     _checks.count("inner_steps", _inner_steps(arguments), least=window)
     _checks.count("problems", arguments.problems)
     check_seed("evaluation_seed", arguments.evaluation_seed)
-    _plots()
+    from l2ljax import plots  # noqa: F401  (only figures need matplotlib: is it there?)
 
 
 def _inner_steps(arguments: argparse.Namespace) -> int:
@@ -233,10 +223,13 @@ def _compare(
     )
     print(f"\n{comparison}\n")
     best = comparison.best_rival
-    verdict = "beats" if best.ratio_high < 1 else "does not beat"
+    ours = next(row for row in comparison.rows if row.name == comparison.reference)
+    beats = best.ratio_high < 1 and ours.diverged <= best.diverged
+    verdict = "beats" if beats else "does not beat"
     print(
         f"{comparison.reference} {verdict} the best tuned baseline, {best.name}: ratio of final "
         f"losses {best.ratio:.3f} [{best.ratio_low:.3f}, {best.ratio_high:.3f}]"
+        + (f"; it diverged on {ours.diverged} problems" if ours.diverged else "")
     )
     table = {
         "task": arguments.task,
@@ -245,7 +238,8 @@ def _compare(
         **comparison.to_dict(),
     }
     write_file(folder / TABLE, json.dumps(table, indent=2, allow_nan=False) + "\n")
-    plots = _plots()
+    from l2ljax import plots
+
     axes = plots.curves(comparison)
     axes.set_title(f"{arguments.task}: fresh problems, baselines tuned")
     plots.save(axes, folder / FIGURE)

@@ -53,7 +53,11 @@ Callback = Callable[[Progress], None]
 
 
 class ProgressBar:
-    """A callback that draws a tqdm bar: meta-step, meta-loss, rate and time left."""
+    """A callback that draws a tqdm bar: meta-step, losses, rate and time left.
+
+    The meta-loss of a segment is a sum over its steps; beside it stands the loss per step, their
+    mean, where the estimator measures `losses`.
+    """
 
     def __init__(self, done: int, steps: int) -> None:
         self._bar = tqdm(total=steps, initial=done, unit="step", desc="meta-training")
@@ -67,9 +71,11 @@ class ProgressBar:
 
     def __call__(self, progress: Progress) -> None:
         """Moves the bar to the state of `progress`."""
-        losses = progress.metrics["loss"][~progress.metrics["skipped"]]
-        if losses.size:
-            self._shown["meta-loss"] = f"{losses.mean():.4g}"
+        kept = ~progress.metrics["skipped"]
+        if kept.any():
+            for shown, name in (("loss per step", "losses"), ("meta-loss", "loss")):
+                if name in progress.metrics:
+                    self._shown[shown] = f"{progress.metrics[name][kept].mean():.4g}"
         if progress.validation is not None:
             self._shown["validation"] = f"{progress.validation:.4g}"
         self._bar.set_postfix(self._shown, refresh=False)

@@ -50,9 +50,11 @@ class TrainResult:
     Attributes:
         phi: the best φ by `validate`, or the last one where there is no validation.
         last_phi: φ after the last meta-step.
-        history: arrays with one row a meta-step: `loss` (the meta-loss), `grad_norm`, `skipped`
-            (true where the meta-gradient was not finite and φ stayed), and the estimator's `aux`;
-            with validation also `validation_step` and `validation`.
+        history: arrays with one row a meta-step: `loss` (the meta-loss, which of a segment is a
+            weighted sum over its steps), `grad_norm`, `skipped` (true where the meta-gradient was
+            not finite and φ stayed), and the estimator's `aux`, of most of them with `losses` (of
+            each step of the segment, the mean over problems); with validation also
+            `validation_step` and `validation`.
         state: where to go on: `train(..., state=result.state)`.
     """
 
@@ -189,7 +191,7 @@ def train(
             every batch, for data that one device has no room for. Problems and minibatches are the
             same. Other arrays that a task carries are on each device.
         callbacks: called with `Progress` after every chunk; an exception ends the run.
-        progress: whether to show a bar with meta-step, meta-loss, rate and time left.
+        progress: whether to show a bar with meta-step, loss per step, meta-loss and time left.
         chunk: meta-steps of one compiled call; results do not depend on it.
 
     Returns:

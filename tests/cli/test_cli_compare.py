@@ -145,8 +145,10 @@ def test_a_comparison_that_cannot_be_written_is_refused_before_it_begins(
 
 
 def test_without_matplotlib_a_demo_is_refused_before_training(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "l2ljax.plots", None)
-    monkeypatch.delattr(l2ljax, "plots", raising=False)
+    for name in [name for name in sys.modules if name.startswith("l2ljax.plots")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(vars(l2ljax), "plots", raising=False)
     status, _, err = run("demo", "--out", tmp_path / "demo")
     assert status == 2
     assert "pip install 'l2ljax[plots]'" in err

@@ -152,6 +152,10 @@ def test_a_bar_shows_step_loss_and_validation(capsys, monkeypatch):
     bar = capsys.readouterr().err
     assert "meta-training: 100%" in bar and "9/9" in bar
     assert "meta-loss=" in bar and "validation=" in bar
+    # Segments have two steps of equal weight.
+    last = bar.split("loss per step=")[-1]
+    per_step, meta_loss = (float(part.split(",")[0]) for part in last.split(", meta-loss="))
+    assert meta_loss == pytest.approx(2 * per_step, rel=1e-2)
     meta_train()
     assert capsys.readouterr().err == ""
 
