@@ -83,9 +83,19 @@ def avals(tree):
 
 
 @every_method
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "mixed"])
-def test_updates_and_state_keep_structure_shapes_and_dtypes(method, dtype, strict_promotion):
-    with jax.enable_x64(dtype in ("float64", "mixed")):
+@pytest.mark.parametrize(
+    ("dtype", "x64"),
+    [
+        ("float32", False),
+        ("bfloat16", False),
+        ("float32", True),
+        ("bfloat16", True),
+        ("float64", True),
+        ("mixed", True),
+    ],
+)
+def test_updates_and_state_keep_structure_shapes_and_dtypes(method, dtype, x64, strict_promotion):
+    with jax.enable_x64(x64):
         params = random_tree(0, dtype=jnp.float32 if dtype == "mixed" else dtype)
         if dtype == "mixed":
             params["scale"] = params["scale"].astype(jnp.bfloat16)

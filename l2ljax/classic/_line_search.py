@@ -169,6 +169,43 @@ def descend(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def found_nothing(search: Any, before: Array, moved: Array | bool = True) -> Array:
+    """Whether a line search found no step to a lower value.
+
+    Args:
+        search: the state that it left, as optax's line searches have it or with a `learning_rate`.
+        before: the value from which it started, [].
+        moved: whether the update is not zero. A wrapper such as `optax.MultiSteps` makes updates of
+            zero without a search, and the state is still that of the last one, or of none.
+    """
+    failed = search.learning_rate <= 0
+    error = getattr(getattr(search, "info", None), "decrease_error", None)
+    if error is not None:
+        # Of the last trial, and not of the step that was made: that may be an earlier trial's.
+        lower = search.value < before.astype(search.value.dtype)
+        failed = failed | ((error > 0) & ~lower & moved)
+    return failed
+
+
+def ended_early(search: Any) -> Array | bool:
+    """Whether a line search of optax gave up on its conditions, with or without a step."""
+    info = getattr(search, "info", None)
+    errors = [getattr(info, f"{name}_error", 0.0) for name in ("decrease", "curvature")]
+    return (errors[0] > 0) | (errors[1] > 0)
+
+
+def searches(state: Any) -> list[Any]:
+    """The states of line searches, of this library's methods and of optax, in a state."""
+    kinds = (
+        DescentState,
+        optax.ScaleByBacktrackingLinesearchState,
+        optax.ScaleByZoomLinesearchState,
+    )
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kinds))
+    found = [n.line_search if isinstance(n, DescentState) else n for n in nodes]
+    return [search for search in found if hasattr(search, "learning_rate")]
+
+
 def _strong(tree: PyTree) -> PyTree:
     """Without weak types, which would compile the second update anew."""
     return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.result_type(x)), tree)
@@ -194,23 +231,40 @@ def _search(
     dtype = working_dtype(params)
     # A loop with tangents in it cannot be transposed, also where nobody asks for them. The
     # function has its own: those of the data that it closes over.
-    at, along, value, gradient = jax.lax.stop_gradient(
-        widen((params, steps, jnp.asarray(value), gradient), dtype)
-    )
-    function = widen_function(value_fn, params, dtype, extra)
+    at, along, gradient = jax.lax.stop_gradient(widen((params, steps, gradient), dtype))
+    # The dtype of a Python float, which optax's searches take for that of values.
+    values = jnp.result_type(float)
+    value = jax.lax.stop_gradient(jnp.asarray(value, values))
+    function = widen_function(value_fn, params, values, extra)
     constant, hoisted = jax.closure_convert(function, at)
     hoisted = jax.lax.stop_gradient(hoisted)
     # A search that failed leaves the step size 0, from which optax's searches never recover.
     wide_state = widen(state, dtype)
     size = wide_state.learning_rate
     wide_state = wide_state._replace(learning_rate=jnp.where(size > 0, size, 1))
-    _, found = search.update(
-        along,
-        wide_state,
-        at,
-        value=value,
-        grad=gradient,
-        value_fn=lambda wide: constant(wide, *hoisted),
+    # The function has been traced by now; what remains is optax's own arithmetic, which mixes
+    # float64 constants with float32 params where float64 is enabled.
+    with jax.numpy_dtype_promotion("standard"):
+        _, found = search.update(
+            along,
+            wide_state,
+            at,
+            value=value,
+            grad=gradient,
+            value_fn=lambda trial: constant(widen(trial, dtype), *hoisted),
+        )
+    found = widen(found, dtype)
+    failed = found_nothing(found, value)
+    start = {"learning_rate": 0.0, "value": value, "grad": gradient}
+    # A search of optax that fails ends with a tiny step, which may lead up, or with none.
+    found = found._replace(
+        **{
+            name: jax.tree.map(
+                lambda a, b: jnp.where(failed, jnp.asarray(a, dtype), b), start[name], end
+            )
+            for name, end in found._asdict().items()
+            if name in start and end is not None
+        }
     )
     size = jax.lax.stop_gradient(found.learning_rate)
     scaled = jax.tree.map(lambda u: (size * u.astype(dtype)).astype(u.dtype), steps)

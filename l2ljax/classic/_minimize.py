@@ -1,6 +1,7 @@
 """Minimisation of a finite sum by full, single-example or minibatch gradients, and when to stop."""
 
 import enum
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxtyping import Array, Int, PyTree
 from l2ljax import _checks
 from l2ljax.classic import _vectors
 from l2ljax.classic._common import Hyperparameter, Updates, require_scalars
+from l2ljax.classic._line_search import ended_early, found_nothing, searches
 from l2ljax.core import Key, Params, Scalar, as_partial, as_pytree
 
 
@@ -19,11 +21,14 @@ class StopReason(enum.IntEnum):
     """Why `minimize` stopped."""
 
     CONVERGED = 0
-    """As many updates in a row as `patience` says were shorter than the tolerance."""
+    """`patience` updates in a row were shorter than the tolerance."""
     STEP_LIMIT = 1
     """All updates were made."""
     NOT_FINITE = 2
     """The params or their loss were no longer finite."""
+    LINE_SEARCH_FAILED = 3
+    """`patience` line searches in a row found no step to a lower loss, or gave up on their
+    conditions with one that they had cut from above the tolerance to below it."""
 
 
 _RUNNING = -1
@@ -35,7 +40,8 @@ class Minimum(NamedTuple):
     Attributes:
         params: the last finite params, shapes and dtypes as given.
         value: the objective at `params`, over all examples, a scalar.
-        steps: updates that led to `params`, int32[].
+        steps: updates made, int32[]: those of length zero count, one that led to params that are
+            not finite does not.
         reason: the code of a `StopReason`, int32[]; `StopReason(int(reason))` has its name.
     """
 
@@ -66,6 +72,12 @@ def minimize(
     $B_t$ is all examples (gradient descent), one of them (stochastic) or a few (minibatches). An
     update that is drawn may be short by chance, so the rule has to hold `patience` times in a row.
 
+    An update that is zero where the gradient is not says nothing about convergence and is passed
+    over: the first half of the updates of `optax.MultiSteps(tx, 2)`, a schedule that begins at 0.
+    The same holds for a line search that failed, which ends the run with `LINE_SEARCH_FAILED`.
+    Near a minimum the reason may be rounding; elsewhere the loss has a kink, a wrong gradient or a
+    scale far from that of the search.
+
     Transformations that take `value`, `grad` or `value_fn` get them, for the same examples. With
     full gradients, value and gradient that a line search leaves in its state are not computed
     again.
@@ -87,7 +99,8 @@ def minimize(
         steps: the most updates that are made.
         tolerance: $\epsilon \ge 0$, a scalar; 0 is never undercut. The norm is over all leaves, in
             float32 at least.
-        patience: updates in a row that have to be short. Default 1.
+        patience: updates in a row that have to be short, or line searches that have to fail.
+            Default 1.
 
     Returns:
         A `Minimum`. Params that are not finite, or whose loss on the examples of the next update
@@ -167,6 +180,7 @@ class _Run(NamedTuple):
     steps: Int[Array, ""]
     opt_state: Any
     streak: Int[Array, ""]
+    failures: Int[Array, ""]
     reason: Int[Array, ""]
 
 
@@ -211,38 +225,64 @@ def _minimize(
             grad=run.grad,
             value_fn=lambda params: loss(params, batch),
         )
-        params = optax.apply_updates(run.params, updates)
+        moved = _any(lambda u: u != 0, updates)
+        ran = searches(opt_state)
+        lost = _any(jnp.asarray, [found_nothing(search, run.value, moved) for search in ran])
+        lost = lost & _all_finite(updates)
+        params = _where(lost, run.params, optax.apply_updates(run.params, updates))
         steps = run.steps + 1
         # The examples of the next update differ, unless all are taken.
         if batch_size is None and _remembers(opt_state, run.value, run.grad):
             look_up = optax.value_and_grad_from_state(lambda params: loss(params, data))
-            value, grad = look_up(params, state=opt_state)
+            value, grad = _where(lost, (run.value, run.grad), look_up(params, state=opt_state))
         else:
             value, grad = measure(params, steps)
 
         finite = _all_finite(params, value)
         distance = _distance(params, run.params)
-        streak = jnp.where(distance < tolerance.astype(distance.dtype), run.streak + 1, 0)
+        least = tolerance.astype(distance.dtype)
+        short = distance < least
+        # Steps that a search has cut below the tolerance from above it, and then gave up.
+        cut = [
+            ended_early(search) & (distance >= least * search.learning_rate.astype(least.dtype))
+            for search in ran
+        ]
+        failed = lost | (short & moved & _any(jnp.asarray, cut))
+        idle = failed | (~moved & _any(lambda g: g != 0, run.grad))
+        streak = jnp.where(idle, run.streak, jnp.where(short, run.streak + 1, 0))
+        failures = jnp.where(failed, run.failures + 1, 0)
         reason = jnp.select(
-            [~finite, streak >= patience, steps >= limit],
-            [StopReason.NOT_FINITE, StopReason.CONVERGED, StopReason.STEP_LIMIT],
+            [~finite, streak >= patience, failures >= patience, steps >= limit],
+            [
+                StopReason.NOT_FINITE,
+                StopReason.CONVERGED,
+                StopReason.LINE_SEARCH_FAILED,
+                StopReason.STEP_LIMIT,
+            ],
             _RUNNING,
         ).astype(jnp.int32)
-        params, value, grad, steps = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, value, grad, steps), run[:4]
-        )
-        return _Run(params, value, grad, steps, opt_state, streak, reason)
+        params, value, grad, steps = _where(finite, (params, value, grad, steps), run[:4])
+        return _Run(params, value, grad, steps, opt_state, streak, failures, reason)
 
     value, grad = measure(params, zero)
     reason = jnp.where(_all_finite(params, value), _RUNNING, StopReason.NOT_FINITE)
-    start = _Run(params, value, grad, zero, tx.init(params), zero, reason.astype(jnp.int32))
+    start = _Run(params, value, grad, zero, tx.init(params), zero, zero, reason.astype(jnp.int32))
     run = jax.lax.while_loop(lambda run: run.reason == _RUNNING, advance, start)
     return Minimum(run.params, loss(run.params, data), run.steps, run.reason)
 
 
+def _where(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
+    return jax.tree.map(functools.partial(jnp.where, condition), yes, no)
+
+
+def _any(holds: Callable[[Array], Array], tree: PyTree) -> Array:
+    """Whether it holds for any coordinate; never for a tree without leaves."""
+    leaves = [jnp.any(holds(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.any(jnp.stack(leaves)) if leaves else jnp.zeros((), bool)
+
+
 def _all_finite(*tree: PyTree) -> Array:
-    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(leaves))
+    return ~_any(lambda leaf: ~jnp.isfinite(leaf), tree)
 
 
 def _distance(a: Params, b: Params) -> Array:

@@ -92,6 +92,34 @@ def test_the_minimum_is_found_in_one_program_that_evaluates_nothing_twice(name, 
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "search"), PAIRS)
+def test_narrow_params_are_searched_where_float64_is_enabled(name, search, dtype, x64):
+    start = jax.tree.map(lambda leaf: leaf.astype(dtype), parabola_start())
+
+    def loss(tree, batch):
+        return parabola(tree)
+
+    tx = METHODS[name](line_search=search)
+    found = classic.minimize(tx, loss, start, steps=20, tolerance=1e-3)
+    assert types(found.params) == types(start)
+    assert parabola(found.params) < (1e-5 if dtype == "float32" else 1e-2)
+
+
+def test_the_search_compares_values_in_their_own_precision(x64):
+    """In float32 no step from here would be seen to lower the value."""
+    w, target = jnp.array(10.0, jnp.float32), jnp.array(3.0, jnp.float64)
+
+    def value_fn(w):
+        return 1e9 + (w.astype(jnp.float64) - target) ** 2
+
+    tx = classic.gradient_descent(0.1, line_search="backtracking")
+    value, grad = jax.value_and_grad(value_fn)(w)
+    updates, state = tx.update(grad, tx.init(w), w, value=value, grad=grad, value_fn=value_fn)
+    assert updates.dtype == state.line_search.learning_rate.dtype == jnp.float32
+    assert value_fn(w + updates) < value - 10
+
+
 @every_search
 def test_gradient_descent_walks_through_rosenbrocks_valley(search, x64):
     tx = classic.gradient_descent(1e-3, line_search=search)

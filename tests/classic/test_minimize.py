@@ -99,6 +99,107 @@ def test_patience_counts_updates_in_a_row():
     assert (reason(patient), patient.steps) == (StopReason.STEP_LIMIT, 20)
 
 
+def parabola(w, batch):
+    return jnp.sum((w - 3.0) ** 2)
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        # Every second update is zero, or the first two.
+        optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(),
+        classic.gradient_descent(optax.linear_schedule(0.0, 0.1, 5, transition_begin=1)),
+    ],
+    ids=["accumulation", "warm-up"],
+)
+def test_an_update_of_zero_where_the_gradient_is_not_says_nothing_of_convergence(tx):
+    start = jnp.array(10.0)
+    found = minimize(tx, parabola, start, steps=300, tolerance=1e-6)
+    assert reason(found) is StopReason.CONVERGED and 20 < found.steps < 300
+    np.testing.assert_allclose(found.params, 3, atol=1e-5)
+    # Two short updates are enough, with or without one of zero between them.
+    hasty = minimize(tx, parabola, start, steps=300, tolerance=100.0, patience=2)
+    assert (reason(hasty), hasty.steps) == (StopReason.CONVERGED, 4)
+
+
+def test_without_any_update_a_run_ends_at_the_limit():
+    found = minimize(optax.sgd(0.0), parabola, jnp.array(10.0), steps=9, tolerance=1e-6)
+    assert (reason(found), found.steps, found.params) == (StopReason.STEP_LIMIT, 9, 10)
+
+
+def test_an_update_of_zero_at_a_stationary_point_is_convergence():
+    found = minimize(optax.sgd(0.1), parabola, jnp.array(3.0), steps=9, tolerance=1e-6)
+    assert (reason(found), found.steps) == (StopReason.CONVERGED, 1)
+
+
+def kink(w, batch):
+    """Its minimum is at (3, 3), at the bottom of a crease."""
+    return 100 * jnp.abs(w[0] - w[1]) + jnp.sum((w - jnp.array([5.0, 1.0])) ** 2)
+
+
+def steep(w, batch):
+    return 1e20 * (w - 3) ** 2
+
+
+def offset(w, batch):
+    """Float32 has no numbers between 1e9 and 1e9 + 64."""
+    return 1e9 + (w - 3) ** 2
+
+
+def optax_descent(rate):
+    search = optax.scale_by_backtracking_linesearch(30, store_grad=True)
+    return optax.chain(optax.sgd(rate), search)
+
+
+@pytest.mark.parametrize(
+    ("tx", "loss", "start"),
+    [
+        (classic.lbfgs(), kink, [0.0, 0.5]),
+        (classic.bfgs(), kink, [0.0, 0.5]),
+        (optax.lbfgs(), kink, [0.0, 0.5]),
+        (classic.gradient_descent(0.1, "strong_wolfe"), steep, 10.0),
+        (classic.gradient_descent(0.1, "backtracking"), steep, 10.0),
+        (classic.gradient_descent(0.1, "backtracking"), offset, 10.0),
+        (classic.lbfgs(line_search="backtracking"), offset, 10.0),
+        (optax_descent(0.1), offset, 10.0),
+    ],
+)
+def test_a_line_search_that_fails_is_a_reason_of_its_own(tx, loss, start):
+    start = jnp.array(start)
+    found = minimize(tx, loss, start, steps=100, tolerance=1e-6)
+    assert reason(found) is StopReason.LINE_SEARCH_FAILED and 1 <= found.steps < 100
+    assert np.max(np.abs(jax.grad(loss)(found.params, ()))) > 1
+    np.testing.assert_allclose(found.value, loss(found.params, ()), rtol=1e-7)
+    # A search that found nothing has not moved, least of all up.
+    assert found.value <= loss(start, ())
+    # A search that makes its way is none that failed, whatever it ends with.
+    assert (found.steps == 1) == bool(np.all(found.params == start))
+
+
+def test_searches_have_to_fail_as_often_in_a_row_as_patience_says():
+    tx, start = classic.gradient_descent(0.1, "backtracking"), jnp.array(10.0)
+    found = minimize(tx, steep, start, steps=100, tolerance=1e-6, patience=3)
+    assert (reason(found), found.steps) == (StopReason.LINE_SEARCH_FAILED, 3)
+    # On a loss of this scale both searches find the minimum.
+    for search in ("strong_wolfe", "backtracking"):
+        tx = classic.gradient_descent(1e-20, search)
+        found = minimize(tx, steep, start, steps=100, tolerance=1e-6)
+        assert (reason(found), found.params) == (StopReason.CONVERGED, 3)
+
+
+def test_a_failed_search_on_drawn_examples_is_followed_by_one_on_others():
+    def loss(w, batch):
+        return jnp.mean(batch) * (w - 3) ** 2
+
+    tx, data = classic.gradient_descent(0.1, "backtracking"), jnp.array([1.0, 1e20])
+    settings = {"key": KEY, "batch_size": 1, "steps": 200, "tolerance": 1e-2}
+    found = minimize(tx, loss, jnp.array(10.0), data, **settings, patience=5)
+    assert reason(found) is StopReason.CONVERGED
+    np.testing.assert_allclose(found.params, 3, atol=0.01)
+    hasty = minimize(tx, loss, jnp.array(10.0), data, **settings)
+    assert reason(hasty) is StopReason.LINE_SEARCH_FAILED
+
+
 def test_a_stochastic_run_stops_by_chance_unless_it_is_patient():
     settings = {"key": KEY, "batch_size": 1, "steps": 2000, "tolerance": 1e-3}
     hasty = minimize(DESCENT, squares, START, DATA, **settings)
@@ -110,7 +211,7 @@ def test_a_stochastic_run_stops_by_chance_unless_it_is_patient():
 def test_the_limit_ends_a_run_and_so_does_a_tolerance_of_zero_never():
     found = minimize(optax.sgd(0.0), bowl, jnp.ones(2), steps=5, tolerance=0.0)
     assert (reason(found), found.steps, found.value) == (StopReason.STEP_LIMIT, 5, 1.0)
-    both = minimize(optax.sgd(0.0), bowl, jnp.ones(2), steps=5, tolerance=0.1, patience=5)
+    both = minimize(optax.sgd(0.01), bowl, jnp.ones(2), steps=5, tolerance=0.1, patience=5)
     assert (reason(both), both.steps) == (StopReason.CONVERGED, 5)
 
 
