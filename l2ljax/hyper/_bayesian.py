@@ -75,6 +75,7 @@ def bayesian(
         kinds = {
             "sizes": tuple(axis.size for axis in space.values()),
             "choices": tuple(axis.kind == "choice" for axis in space.values()),
+            "log_ends": tuple(axis.log_ends for axis in space.values()),
         }
 
         def propose(units: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
@@ -115,6 +116,7 @@ def _tame(values: np.ndarray) -> np.ndarray:
         "count",
         "sizes",
         "choices",
+        "log_ends",
         "acquisition",
         "margin",
         "kappa",
@@ -130,13 +132,14 @@ def _propose(
     count: int,
     sizes: tuple[int | None, ...],
     choices: tuple[bool, ...],
+    log_ends: tuple[tuple[float, float] | None, ...],
     acquisition: str,
     margin: float,
     kappa: float,
     candidates: int,
 ) -> Float[Array, "count dim"]:
     """The next points; those not there have room at the end."""
-    to_features = functools.partial(embed, sizes=sizes, choices=choices)
+    to_features = functools.partial(embed, sizes=sizes, choices=choices, log_ends=log_ends)
     hyperparameters = gaussian_process.fit(to_features(units), values, present).hyperparameters
     known = present.sum()
     Carry = tuple[Array, Array]

@@ -98,6 +98,10 @@ def _spaced(axis: Axis, number: int) -> np.ndarray:
     places = np.linspace(0, 1, number) if number > 1 else np.array([0.5])
     if axis.size is None:
         return places
+    if axis.log:
+        # Small numbers are further apart than the places: those that agree are one.
+        ends = axis.unit(np.array([axis.low, axis.high]))
+        return axis.unit(np.unique(axis.at(ends[0] + places * (ends[1] - ends[0]))))
     return (np.floor(places * (axis.size - 1) + 0.5) + 0.5) / axis.size
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from l2ljax.core import Key
 from l2ljax.hyper._methods import Method, Proposer
-from l2ljax.hyper._space import Space
+from l2ljax.hyper._space import Axis, Space
 
 
 def optuna(sampler: str = "TPESampler", **arguments: Any) -> Method:
@@ -52,7 +52,7 @@ def optuna(sampler: str = "TPESampler", **arguments: Any) -> Method:
             if axis.kind == "choice"
             else floats(0.0, 1.0)
             if axis.size is None
-            else integers(0, axis.size - 1)
+            else integers(int(axis.low), int(axis.high), log=axis.log, step=axis.step)
             for name, axis in space.items()
         }
         seed = int(jax.random.bits(key, dtype=np.uint32))
@@ -86,5 +86,5 @@ def optuna(sampler: str = "TPESampler", **arguments: Any) -> Method:
     return Method("optuna", {"sampler": sampler, **arguments}, start)
 
 
-def _unit(axis: Any, parameter: float) -> float:
-    return parameter if axis.size is None else (parameter + 0.5) / axis.size
+def _unit(axis: Axis, parameter: float) -> float:
+    return parameter if axis.size is None else axis.unit(np.array([parameter])).item()

@@ -23,6 +23,10 @@ from l2ljax.hyper._space import Space, numbers_at, require_space, units_of
 
 Objective = Callable[[dict[str, Any], Key], Scalar]
 
+_NOTE = """\
+JAX traces the objective, to evaluate several trials in one compiled program. One that cannot be
+traced takes hyper.search(..., traceable=False): it is called for one trial after another."""
+
 METHODS: dict[str, Callable[[], Method]] = {
     "grid": grid,
     "random": random,
@@ -39,7 +43,8 @@ def search(
     key: Key,
     method: str | Method = "random",
     trials: int = 50,
-    at_once: int = 8,
+    at_once: int | None = None,
+    traceable: bool = True,
     resume: str | os.PathLike[str] | None = None,
     catch: tuple[type[Exception], ...] = (),
     progress: bool = False,
@@ -55,15 +60,17 @@ def search(
     not finite is recorded as it is, and never best.
 
     Args:
-        objective: `objective(settings, key) -> scalar`, a traceable function, lower is better.
-            `settings` holds arrays by name, and Python values of what is static.
+        objective: `objective(settings, key) -> scalar`, lower is better. `settings` holds arrays by
+            name, and Python values of what is static.
         space: what `uniform`, `log_uniform`, `integer` and `choice` made, by name.
         key: of the method's draws and of the objective.
         method: "grid", "random", "quasi_random", "bayesian", "optuna", or what the function of that
             name made with arguments.
         trials: how many; a grid may have fewer.
         at_once: trials of a batch, evaluated side by side. A method that learns from trials does
-            so after each batch.
+            so after each batch. Default: 8, or 1 if the objective is not traceable.
+        traceable: whether JAX can trace the objective. One that cannot be traced, such as the score
+            of a scikit-learn model, is called for one trial after another, and gets Python values.
         resume: a JSON file that is written whole after every batch. One that is there already is
             gone on from, and the result is that of a search that was never interrupted, also if it
             now has more trials. That the objective is the same, whoever gives it sees to.
@@ -90,6 +97,8 @@ def search(
     require_space(space)
     _checks.key("key", key)
     _checks.count("trials", trials)
+    if at_once is None:
+        at_once = 8 if traceable else 1
     _checks.count("at_once", at_once)
     if isinstance(method, str):
         _checks.choice("method", method, METHODS)
@@ -123,7 +132,10 @@ def search(
             known = {name: column[:begin] for name, column in numbers.items()}
             units = propose(units_of(space, known), values[:begin], at_once)
             batch = numbers_at(space, units[len(values) - begin : trials - begin])
-            found = _evaluate_all(objective, space, batch, objective_key, at_once, catch)
+            if traceable:
+                found = _evaluate_all(objective, space, batch, objective_key, at_once, catch)
+            else:
+                found = _evaluate_each(objective, space, batch, objective_key, catch)
             if not len(found):
                 break
             numbers = {name: np.append(numbers[name], batch[name]) for name in space}
@@ -134,6 +146,35 @@ def search(
             bar.update(len(found))
     numbers = {name: column[:trials] for name, column in numbers.items()}
     return SearchResult.of(space, numbers, values[:trials])
+
+
+def _evaluate_each(
+    objective: Objective,
+    space: Space,
+    batch: dict[str, np.ndarray],
+    key: Key,
+    catch: tuple[type[Exception], ...],
+) -> Float[np.ndarray, " n"]:
+    """The value of each trial, by a call of its own with Python values."""
+    columns = [axis.values(batch[name]).tolist() for name, axis in space.items()]
+    values = np.full(len(columns[0]), np.nan)
+    for i, row in enumerate(zip(*columns, strict=True)):
+        try:
+            value = objective(dict(zip(space, row, strict=True)), key)
+        except catch:
+            continue
+        _require_scalar(value)
+        try:
+            values[i] = float(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"objective must return a number, got {value!r}") from None
+    return values
+
+
+def _require_scalar(value: Any) -> None:
+    if value is None or np.shape(value) != ():
+        found = "None" if value is None else f"shape {np.shape(value)}"
+        raise ValueError(f"objective must return a scalar, got {found}")
 
 
 def _evaluate_all(
@@ -179,9 +220,14 @@ def _evaluate(
     size: int,
 ) -> Float[Array, "{size}"]:
     def evaluate(mapped: dict[str, Array]) -> Scalar:
-        value = objective(mapped | dict(static), key)
-        if jnp.shape(value) != ():
-            raise ValueError(f"objective must return a scalar, got shape {jnp.shape(value)}")
+        try:
+            value = objective(mapped | dict(static), key)
+        except Exception as error:
+            # Libraries that see that it is no number have errors of their own.
+            if isinstance(error, TypeError | jax.errors.JAXIndexError) or "Tracer" in str(error):
+                error.add_note(_NOTE)
+            raise
+        _require_scalar(value)
         return jnp.asarray(value, jnp.result_type(value, float))
 
     return jax.vmap(evaluate, axis_size=size)(mapped)
@@ -251,11 +297,12 @@ def _columns(trials: Any, space: Space, count: int) -> dict[str, np.ndarray]:
         column = np.array(trials[name])
         if column.shape != (count,) or column.dtype.kind not in "iuf":
             raise ValueError(f"trials[{name!r}] must hold {count} numbers, as many as values")
-        whole = axis.size is None or bool((column == np.round(column)).all())
+        whole = axis.size is None or bool(((column - axis.low) % axis.step == 0).all())
         if not whole or not ((column >= axis.low) & (column <= axis.high)).all():
             raise ValueError(
                 f"trials[{name!r}] must hold {'' if axis.size is None else 'whole '}numbers from "
-                f"{axis.low} to {axis.high}, got {column.tolist()}"
+                f"{axis.low} to {axis.high}{f' in steps of {axis.step}' if axis.step > 1 else ''}, "
+                f"got {column.tolist()}"
             )
         numbers[name] = column.astype(np.float64 if axis.size is None else np.int64)
     return numbers

@@ -5,6 +5,7 @@ and back.
 """
 
 import dataclasses
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ class Axis:
         options: those of a choice; their places are numbers from 0.
         static: whether an objective gets a Python value, that shapes may depend on, instead of an
             array.
+        step: the distance of whole numbers.
+        log: whether whole numbers are as probable as their logarithms are apart.
     """
 
     kind: str
@@ -33,17 +36,33 @@ class Axis:
     high: float
     options: tuple[Hashable, ...] = ()
     static: bool = False
+    step: int = 1
+    log: bool = False
 
     @property
     def size(self) -> int | None:
         """How many values there are; None for a range of real numbers."""
-        return int(self.high - self.low) + 1 if self.kind in ("integer", "choice") else None
+        if self.kind not in ("integer", "choice"):
+            return None
+        return int(self.high - self.low) // self.step + 1
+
+    @property
+    def log_ends(self) -> tuple[float, float] | None:
+        """The logarithms at 0 and 1 of whole numbers on a logarithmic scale, each ±½; or None."""
+        return (math.log(self.low - 0.5), math.log(self.high + 0.5)) if self.log else None
 
     def at(self, units: np.ndarray) -> np.ndarray:
-        """The numbers at places in [0, 1]; those of whole numbers fill equal parts of it."""
+        """The numbers at places in [0, 1]; those of whole numbers fill parts of it.
+
+        The parts are equal, or on a logarithmic scale as long as log(n + ½) - log(n - ½).
+        """
+        if self.log_ends is not None:
+            start, end = self.log_ends
+            numbers = np.floor(np.exp(start + units * (end - start)) + 0.5)
+            return np.clip(numbers, self.low, self.high).astype(np.int64)
         if self.size is not None:
-            steps = np.minimum(np.floor(units * self.size), self.size - 1)
-            return (self.low + steps).astype(np.int64)
+            places = np.minimum(np.floor(units * self.size), self.size - 1)
+            return (self.low + self.step * places).astype(np.int64)
         if self.kind == "log_uniform":
             numbers = np.exp(np.log(self.low) + units * np.log(self.high / self.low))
         else:
@@ -52,9 +71,12 @@ class Axis:
         return np.clip(numbers, self.low, self.high)
 
     def unit(self, numbers: np.ndarray) -> np.ndarray:
-        """Where in [0, 1] numbers lie, whole ones in the middle of their part."""
+        """Where in [0, 1] numbers lie, whole ones inside their part."""
+        if self.log_ends is not None:
+            start, end = self.log_ends
+            return (np.log(numbers) - start) / (end - start)
         if self.size is not None:
-            return (numbers - self.low + 0.5) / self.size
+            return ((numbers - self.low) // self.step + 0.5) / self.size
         if self.kind == "log_uniform":
             return np.log(numbers / self.low) / np.log(self.high / self.low)
         return (numbers - self.low) / (self.high - self.low)
@@ -72,7 +94,8 @@ class Axis:
         description = {"kind": self.kind, "static": self.static}
         if self.kind == "choice":
             return description | {"options": [_label(option) for option in self.options]}
-        return description | {"low": self.low, "high": self.high}
+        scale = {"step": self.step} if self.step > 1 else {"log": True} if self.log else {}
+        return description | {"low": self.low, "high": self.high, **scale}
 
 
 Space = Mapping[str, Axis]
@@ -123,12 +146,15 @@ def log_uniform(low: float, high: float) -> Axis:
     return Axis("log_uniform", float(low), float(high))
 
 
-def integer(low: int, high: int, *, static: bool = False) -> Axis:
-    """A whole number, each as probable as another.
+def integer(low: int, high: int, *, step: int = 1, log: bool = False, static: bool = False) -> Axis:
+    """A whole number, each as probable as another, or each logarithm: widths, batches, depths.
 
     Args:
-        low: the smallest.
+        low: the smallest; above zero with `log`.
         high: the largest; it is included.
+        step: the distance of one number to the next; `high` is some steps above `low`.
+        log: whether a number n is as probable as log(n + ½) - log(n - ½) is large: as many between
+            10 and 100 as between 100 and 1,000. Not with steps.
         static: whether shapes depend on it, as on a width: the objective then gets an `int`, and
             is compiled for each one. Otherwise it gets an array, i[].
 
@@ -136,16 +162,31 @@ def integer(low: int, high: int, *, static: bool = False) -> Axis:
         An axis of a space.
 
     Raises:
-        ValueError: for bounds that are not whole numbers or not in this order.
+        ValueError: for bounds that are not whole numbers, not in this order or no whole steps
+            apart, or a logarithmic scale with steps or from below 1.
 
     >>> integer(1, 4).at(np.array([0.0, 0.3, 0.5, 1.0]))
     array([1, 2, 3, 4])
+    >>> integer(16, 64, step=16).at(np.array([0.0, 0.3, 0.5, 1.0]))
+    array([16, 32, 48, 64])
+    >>> integer(1, 1000, log=True).at(np.array([0.0, 0.3, 0.5, 1.0]))
+    array([   1,    5,   22, 1000])
     """
     for name, value in [("low", low), ("high", high)]:
         if not isinstance(value, int | np.integer) or isinstance(value, bool):
             raise ValueError(f"{name} must be a whole number, got {value!r}")
     _require_order(low, high)
-    return Axis("integer", int(low), int(high), static=bool(static))
+    _checks.count("step", step)
+    if (high - low) % step:
+        raise ValueError(
+            f"high must be whole steps of {step} above low={low!r}, got {high!r}; the last such "
+            f"number is {high - (high - low) % step}"
+        )
+    if log and step > 1:
+        raise ValueError(f"step must be 1 on a logarithmic scale, got {step!r}")
+    if log and low < 1:
+        raise ValueError(f"low must be at least 1 on a logarithmic scale, got {low!r}")
+    return Axis("integer", int(low), int(high), static=bool(static), step=int(step), log=bool(log))
 
 
 def choice(*options: Hashable) -> Axis:
@@ -208,7 +249,11 @@ def units_of(space: Space, numbers: Mapping[str, np.ndarray]) -> Float[np.ndarra
 
 
 def embed(
-    units: Float[Array, "n dim"], *, sizes: tuple[int | None, ...], choices: tuple[bool, ...]
+    units: Float[Array, "n dim"],
+    *,
+    sizes: tuple[int | None, ...],
+    choices: tuple[bool, ...],
+    log_ends: tuple[tuple[float, float] | None, ...],
 ) -> Float[Array, "n features"]:
     """Points of the cube as a model of the objective should see them.
 
@@ -219,11 +264,17 @@ def embed(
         units: the points.
         sizes: of each axis, `Axis.size`.
         choices: whether each axis is a choice.
+        log_ends: of each axis, `Axis.log_ends`.
     """
     columns = []
-    for column, size, is_choice in zip(units.T, sizes, choices, strict=True):
+    for column, size, is_choice, ends in zip(units.T, sizes, choices, log_ends, strict=True):
         if size is None:
             columns.append(column[:, None])
+            continue
+        if ends is not None:
+            start, end = ends
+            number = jnp.floor(jnp.exp(start + column * (end - start)) + 0.5)
+            columns.append(((jnp.log(number) - start) / (end - start))[:, None])
             continue
         place = jnp.minimum(jnp.floor(column * size), size - 1)
         if is_choice:

@@ -330,6 +330,10 @@ def test_a_result_is_a_table():
     assert str(result).startswith(f"{result.value:.4g} at rate=")
 
 
+def untraced(objective):
+    return hyper.search(objective, PLANE, key=KEY, trials=1, traceable=False)
+
+
 def bowl(width, target=0.0):
     return Task(
         sample=lambda key: (),
@@ -387,6 +391,13 @@ def test_the_objective_of_a_validation_task_is_its_loss_of_the_last_params():
         (lambda: hyper.log_uniform(0, 1), "low must be a positive number, got 0"),
         (lambda: hyper.log_uniform(-1, 1), "low must be a positive number, got -1"),
         (lambda: hyper.integer(3, 1), "high must be above low=3, got 1"),
+        (
+            lambda: hyper.integer(16, 100, step=16),
+            "high must be whole steps of 16 above low=16, got 100; the last such number is 96",
+        ),
+        (lambda: hyper.integer(1, 5, step=0), "step must be a whole number of at least 1, got 0"),
+        (lambda: hyper.integer(1, 5, step=2, log=True), "step must be 1 on a logarithmic .* got 2"),
+        (lambda: hyper.integer(0, 5, log=True), "low must be at least 1 on a logarithmic .*got 0"),
         (lambda: hyper.choice(), "options must have at least one entry, got none"),
         (lambda: hyper.choice("a", "a"), "options must differ"),
         (lambda: hyper.grid(0), "points must be a whole number of at least 1, got 0"),
@@ -403,6 +414,9 @@ def test_the_objective_of_a_validation_task_is_its_loss_of_the_last_params():
             lambda: hyper.search(lambda s, key: jnp.ones(2), PLANE, key=KEY, trials=1),
             r"objective must return a scalar, got shape \(2,\)",
         ),
+        (lambda: untraced(lambda s, key: np.ones(2)), r"must return a scalar, got shape \(2,\)"),
+        (lambda: untraced(lambda s, key: None), "objective must return a scalar, got None"),
+        (lambda: untraced(lambda s, key: "0.5x"), "objective must return a number, got '0.5x'"),
         (lambda: hyper.objective(classic.adam, BOWL, steps=5), "window must be at most steps=5"),
         (lambda: hyper.objective(classic.adam, BOWL, problems=0), "problems must be a whole"),
     ],
