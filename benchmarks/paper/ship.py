@@ -7,7 +7,8 @@
 
 The card goes with them. It has to say what they were trained on and what they cannot do: cards of
 `weights.py` do, others are told. Where the run has a comparison with tuned baselines, its final
-losses join the card's scores.
+losses join the card's scores. An optimizer that can wait for a coordinate's first gradient does so
+from here on, though training had it without.
 """
 
 import argparse
@@ -43,6 +44,7 @@ def ship(
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"name must be of small letters, digits and hyphens, got {name!r}")
     opt, phi, card = learned.restore(run)
+    opt = _weights._rebuild(str(run / checkpoint.CARD), _waiting(opt.spec))
     said = {"trained_on": trained_on, "limits": limits}
     card.update({key: text for key, text in said.items() if text.strip()})
     for key in said:
@@ -63,6 +65,13 @@ def ship(
         for name in (checkpoint.WEIGHTS, checkpoint.CARD):
             (pathlib.Path(temporary) / name).replace(folder / name)
     return folder
+
+
+def _waiting(spec: Any) -> Any:
+    """A spec with every optimizer in it that can wait for a coordinate's first gradient waiting."""
+    if not isinstance(spec, dict):
+        return spec
+    return {key: key == "wait_for_gradient" or _waiting(value) for key, value in spec.items()}
 
 
 def _scores(run: pathlib.Path, scores: dict[str, Any]) -> dict[str, Any]:

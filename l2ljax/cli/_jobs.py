@@ -48,11 +48,18 @@ def _job(settings: dict[str, Any], source: pathlib.Path | None = None) -> Job:
     if weights is not None:
         own = None if recipe.optimizer is None else opt
         earlier, training["phi"], start = restore(weights, own)
-        if earlier.spec != opt.spec:
+        if _as_trained(earlier) != _as_trained(opt):
             raise ValueError(
                 f"start must hold the optimizer of the recipe, {opt.spec}, got {earlier.spec}"
             )
     return Job(settings, command, recipe, opt, task, training, start)
+
+
+def _as_trained(opt: l2ljax.LearnedOptimizer) -> dict[str, Any] | None:
+    """The spec without what weights that ship have, and training does without."""
+    if opt.spec is None:
+        return None
+    return {**opt.spec, "arguments": {**opt.spec["arguments"], "wait_for_gradient": False}}
 
 
 @contextlib.contextmanager

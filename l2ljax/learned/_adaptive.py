@@ -86,6 +86,7 @@ class Design:
         p: of `log_sign`.
         output_scale: the network's output is multiplied by it.
         bounded: whether tanh comes before that.
+        wait_for_gradient: whether a coordinate stands still until its first gradient, as in `lstm`.
         state_dtype: of the network's state between steps, by name, see `lstm`.
         fused: as in `lstm`.
         layout: as in `lstm`.
@@ -100,6 +101,7 @@ class Design:
     p: float
     output_scale: float
     bounded: bool
+    wait_for_gradient: bool
     state_dtype: str | None = None
     fused: bool | None = None
     layout: str = "auto"
@@ -115,6 +117,7 @@ class Design:
         _checks.positive("eps", self.eps)
         require_p(self.p)
         _checks.positive("output_scale", self.output_scale)
+        _checks.choice("wait_for_gradient", self.wait_for_gradient, [True, False])
         _checks.choice("fused", self.fused, [None, True, False])
         _checks.choice("layout", self.layout, _coordinates.LAYOUTS)
 
@@ -215,7 +218,7 @@ def _step(
     design: Design,
 ) -> tuple[AdaptiveMemory, Float[Array, "*coordinates"]]:
     """The new memory and the updates of one batch of coordinates."""
-    averages, inputs = _average((memory.means, memory.square), (t, gradient), design=design)
+    averages, (inputs, idle) = _average((memory.means, memory.square), (t, gradient), design=design)
     network, inputs = _encoded(phi, inputs, design)
     layers, output = lstm_apply(
         network,
@@ -225,7 +228,7 @@ def _step(
         fused=design.fused,
     )
     layers = _coordinates.cast(layers, memory.layers[0][0].dtype)
-    return AdaptiveMemory(*averages, layers), _scaled(output, design)
+    return AdaptiveMemory(*averages, layers), _scaled(output, idle, design)
 
 
 def _noting(
@@ -238,10 +241,10 @@ def _noting(
     design: Design,
 ) -> tuple[AdaptiveMemory, Float[Array, "*coordinates"], kernels.Notes]:
     """`_step` with notes."""
-    averages, inputs = _average((memory.means, memory.square), (t, gradient), design=design)
+    averages, (inputs, idle) = _average((memory.means, memory.square), (t, gradient), design=design)
     network, inputs = _encoded(phi, inputs, design)
     layers, output, notes = lstm_noting(network, memory.layers, inputs, notes, hidden=design.hidden)
-    return AdaptiveMemory(*averages, layers), _scaled(output, design), notes
+    return AdaptiveMemory(*averages, layers), _scaled(output, idle, design), notes
 
 
 def _steps(
@@ -254,7 +257,7 @@ def _steps(
     design: Design,
 ) -> tuple[AdaptiveMemory, Float[Array, "steps *coordinates"]]:
     """The memory after many steps and the updates of each."""
-    averages, inputs = jax.lax.scan(
+    averages, (inputs, idle) = jax.lax.scan(
         functools.partial(_average, design=design),
         (memory.means, memory.square),
         (times, gradients),
@@ -262,13 +265,16 @@ def _steps(
     encoded = functools.partial(_encoded, design=design)
     network, inputs = jax.vmap(encoded, in_axes=(None, 0), out_axes=(None, 0))(phi, inputs)
     layers, outputs = lstm_sequence(network, memory.layers, inputs, notes, hidden=design.hidden)
-    return AdaptiveMemory(*averages, layers), _scaled(outputs, design)
+    return AdaptiveMemory(*averages, layers), _scaled(outputs, idle, design)
 
 
 def _average(
     averages: tuple[Array, Array], at: tuple[Float[Array, ""], Array], *, design: Design
-) -> tuple[tuple[Array, Array], Float[Array, "features *coordinates"]]:
-    """The running means with the gradient of step t, and what is seen of them."""
+) -> tuple[tuple[Array, Array], tuple[Float[Array, "features *coordinates"], Array | None]]:
+    """The running means with the gradient of step t, and what is seen of them.
+
+    That is the network's inputs, and with `wait_for_gradient` which coordinates stand still.
+    """
     means, square = averages
     t, gradient = at
     decays = jnp.asarray(design.decays, gradient.dtype).reshape(-1, *[1] * gradient.ndim)
@@ -276,7 +282,8 @@ def _average(
     decay_square = jnp.asarray(design.decay_square, gradient.dtype)
     square = decay_square * square + (1 - decay_square) * gradient**2
     inputs = _inputs(gradient, means / (1 - decays**t), square / (1 - decay_square**t), design)
-    return (means, square), inputs
+    idle = _coordinates.idle(gradient, [means, square]) if design.wait_for_gradient else None
+    return (means, square), (inputs, idle)
 
 
 def _encoded(phi: Phi, inputs: Array, design: Design) -> tuple[Phi, Array]:
@@ -286,8 +293,9 @@ def _encoded(phi: Phi, inputs: Array, design: Design) -> tuple[Phi, Array]:
     return phi["lstm"], jax.nn.elu(coordinate_dense_apply(phi["encoder"], inputs))
 
 
-def _scaled(output: Array, design: Design) -> Array:
-    return design.output_scale * (jnp.tanh(output) if design.bounded else output)
+def _scaled(output: Array, idle: Array | None, design: Design) -> Array:
+    step = design.output_scale * (jnp.tanh(output) if design.bounded else output)
+    return step if idle is None else jnp.where(idle, 0, step)
 
 
 def _inputs(

@@ -150,6 +150,21 @@ def require_fit(memories: Sequence[PyTree], gradients: Sequence[Array], leading:
         )
 
 
+def idle(gradient: Float[Array, "*coordinates"], averages: Sequence[Array]) -> Array:
+    """Which coordinates have averages that are exactly zero: those that never had a gradient.
+
+    Or none for so long that it has left the averages; a gradient whose square underflows is seen.
+
+    Args:
+        gradient: of the present step.
+        averages: with that gradient in them; the last axes of each are those of the gradient.
+    """
+    still = gradient == 0
+    for average in averages:
+        still &= jnp.all(average == 0, tuple(range(average.ndim - gradient.ndim)))
+    return still
+
+
 def each(function: Partial, *parts: Sequence[PyTree]) -> list[Any]:
     """`function(*part)` of every batch; of large leaves with one shape it is traced once."""
     pool, *large = zip(*parts, strict=True)

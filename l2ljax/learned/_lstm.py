@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from l2ljax import _checks, kernels
 from l2ljax.core import LearnedOptimizer, Params, Phi, Spec, closure
@@ -33,10 +33,13 @@ class LSTMState(NamedTuple):
             coordinate of the small leaves, in their order; `state_dtype`, or float32, float64
             where params or φ are.
         large: the same of each large leaf, float[units, *shape], see `layout`.
+        seen: with `wait_for_gradient` which coordinates have had a gradient, bool[coordinates] of
+            the small leaves and bool[*shape] of each large one; else ().
     """
 
     layers: Layers
     large: tuple[Layers, ...] = ()
+    seen: tuple[Array, ...] = ()
 
     @property
     def networks(self) -> tuple[Layers, ...]:
@@ -52,6 +55,7 @@ def lstm(
     p: float = 10.0,
     input_scale: float = 1.0,
     averaging: int = 0,
+    wait_for_gradient: bool = False,
     state_dtype: DTypeLike | None = None,
     fused: bool | None = None,
     layout: str = "auto",
@@ -80,6 +84,10 @@ def lstm(
             coordinates share what they know, the norm of the gradient for instance. With any, the
             optimizer is no longer coordinate-wise, a NaN in one coordinate reaches all, and
             inside `optax.masked` the mean is over the leaves that are left.
+        wait_for_gradient: whether a coordinate stands still until its first gradient that is not
+            zero, where the network's output need not be: rows of an embedding that no data have,
+            weights of dead units. All else moves as without it; it takes a byte of state per
+            coordinate. Off by default, as in the paper and in training; on in weights that ship.
         state_dtype: of the state between steps, such as `jnp.bfloat16`, which halves it; None: that
             of the computation, float32, or float64 where params or φ are.
         fused: whether a program of `l2ljax.kernels` runs a step, in single precision and without
@@ -137,6 +145,7 @@ def lstm(
             f"got {averaging!r}"
         )
     _checks.choice("layout", layout, _coordinates.LAYOUTS)
+    _checks.choice("wait_for_gradient", wait_for_gradient, [True, False])
     if averaging and layout == "leaves":
         raise ValueError(f"layout must be 'auto' or 'flat' with averaging cells, got {layout!r}")
     layout = "flat" if averaging else layout
@@ -150,6 +159,7 @@ def lstm(
             "p": float(p),
             "input_scale": float(input_scale),
             "averaging": int(averaging),
+            "wait_for_gradient": bool(wait_for_gradient),
             **({} if stored is None else {"state_dtype": stored}),
         },
     )
@@ -163,6 +173,7 @@ def lstm(
             features=features,
             output_scale=float(output_scale),
             averaging=int(averaging),
+            wait_for_gradient=bool(wait_for_gradient),
             state_dtype=stored,
             fused=fused,
             layout=layout,
@@ -196,13 +207,21 @@ def _bind(
     features: _Features,
     output_scale: float,
     averaging: int,
+    wait_for_gradient: bool,
     state_dtype: str | None,
     fused: bool | None,
     layout: str,
 ) -> optax.GradientTransformation:
     kind = optax.GradientTransformation if averaging else kind_of(phi, fused, state_dtype)
     return kind(
-        init=closure(_init, phi, hidden=hidden, state_dtype=state_dtype, layout=layout),
+        init=closure(
+            _init,
+            phi,
+            hidden=hidden,
+            wait_for_gradient=wait_for_gradient,
+            state_dtype=state_dtype,
+            layout=layout,
+        ),
         update=closure(
             _update,
             phi,
@@ -217,13 +236,21 @@ def _bind(
 
 
 def _init(
-    phi: Phi, params: Params, *, hidden: tuple[int, ...], state_dtype: str | None, layout: str
+    phi: Phi,
+    params: Params,
+    *,
+    hidden: tuple[int, ...],
+    wait_for_gradient: bool,
+    state_dtype: str | None,
+    layout: str,
 ) -> LSTMState:
     _checks.floating_leaves("params", params)
     dtype = jnp.dtype(state_dtype or _coordinates.working_dtype(phi, params))
     make = functools.partial(lstm_carry, dtype=dtype, hidden=hidden)
     layers, *large = _coordinates.zeros(params, make, layout)
-    return LSTMState(layers, tuple(large))
+    none = functools.partial(jnp.zeros, dtype=bool)
+    seen = _coordinates.zeros(params, none, layout) if wait_for_gradient else []
+    return LSTMState(layers, tuple(large), tuple(seen))
 
 
 def _update(
@@ -252,7 +279,20 @@ def _update(
     step = step if sequence or settings["averaging"] or fused else tiled(step)
     found = _coordinates.each(step, memories, gradients, *([] if notes is None else [notes]))
     (layers, *large), steps, *noted = zip(*found, strict=True)
-    return unbatch(list(steps), updates), LSTMState(layers, tuple(large)), *map(list, noted)
+    moves, seen = list(steps), state.seen
+    if seen:
+        known = [_known(*pair) for pair in zip(seen, gradients, strict=True)]
+        moves = [jnp.where(ever, move, 0) for ever, move in zip(known, moves, strict=True)]
+        seen = tuple(ever[-1] for ever in known) if sequence else tuple(known)
+    return unbatch(moves, updates), LSTMState(layers, tuple(large), seen), *map(list, noted)
+
+
+def _known(seen: Bool[Array, "*coordinates"], gradient: Float[Array, "..."]) -> Array:
+    """Which coordinates have had a gradient by now, or by each step of a sequence."""
+    found = gradient != 0
+    if found.ndim > seen.ndim:
+        found = jax.lax.cummax(found.astype(jnp.uint8), axis=0) > 0
+    return seen | found
 
 
 def _step(

@@ -57,6 +57,7 @@ def mlp(
     *,
     output_scale: float = 1e-3,
     exp_scale: float = 1e-3,
+    wait_for_gradient: bool = False,
     layout: str = "auto",
 ) -> LearnedOptimizer:
     r"""A multilayer perceptron proposes each coordinate's direction and its logarithmic size.
@@ -94,6 +95,8 @@ def mlp(
         second_moment_decay: β of v, in [0, 1); None leaves v and what is made of it out.
         output_scale: α, the size of a step where d is one.
         exp_scale: λ.
+        wait_for_gradient: as in `lstm`, without a state of its own: a coordinate stands still while
+            its averages are exactly zero.
         layout: how the averages are laid out, as in `lstm`.
 
     Returns:
@@ -103,8 +106,9 @@ def mlp(
 
     Raises:
         ValueError: for a size below 1, a decay outside [0, 1), an `output_scale` that is not
-            positive, a negative `exp_scale`, an unknown layout; from `update`, without params; from
-            `init` and `update`, for params with leaves that are not floating-point.
+            positive, a negative `exp_scale`, `wait_for_gradient` without averages, an unknown
+            layout; from `update`, without params; from `init` and `update`, for params with leaves
+            that are not floating-point.
 
     Reference:
         Metz et al. (2022), 'Practical tradeoffs between memory, compute, and performance in learned
@@ -133,6 +137,9 @@ def mlp(
         second_moment_decay = float(second_moment_decay)
     _checks.positive("output_scale", output_scale)
     _checks.non_negative("exp_scale", exp_scale)
+    _checks.choice("wait_for_gradient", wait_for_gradient, [True, False])
+    if wait_for_gradient and not decays and second_moment_decay is None:
+        raise ValueError("wait_for_gradient must be off without averages, which would show it")
     _checks.choice("layout", layout, _coordinates.LAYOUTS)
     decays = tuple(map(float, decays))
     features = 2 + len(decays) + (0 if second_moment_decay is None else 2 + len(decays))
@@ -146,6 +153,7 @@ def mlp(
             second_moment_decay=second_moment_decay,
             output_scale=float(output_scale),
             exp_scale=float(exp_scale),
+            wait_for_gradient=bool(wait_for_gradient),
             layout=layout,
         ),
         spec=Spec(
@@ -156,6 +164,7 @@ def mlp(
                 "second_moment_decay": second_moment_decay,
                 "output_scale": float(output_scale),
                 "exp_scale": float(exp_scale),
+                "wait_for_gradient": bool(wait_for_gradient),
             },
         ),
     )
@@ -168,12 +177,20 @@ def _bind(
     second_moment_decay: float | None,
     output_scale: float,
     exp_scale: float,
+    wait_for_gradient: bool,
     layout: str,
 ) -> optax.GradientTransformation:
     averages = {"decays": decays, "second_moment_decay": second_moment_decay, "layout": layout}
     return optax.GradientTransformation(
         init=closure(_init, phi, **averages),
-        update=closure(_update, phi, **averages, output_scale=output_scale, exp_scale=exp_scale),
+        update=closure(
+            _update,
+            phi,
+            **averages,
+            output_scale=output_scale,
+            exp_scale=exp_scale,
+            wait_for_gradient=wait_for_gradient,
+        ),
     )
 
 
@@ -236,6 +253,7 @@ def _step(
     second_moment_decay: float | None,
     output_scale: float,
     exp_scale: float,
+    wait_for_gradient: bool,
 ) -> tuple[MLPMemory, Float[Array, "*coordinates"]]:
     """The new averages and the updates of one batch of coordinates.
 
@@ -257,6 +275,9 @@ def _step(
     inputs = _unit_mean_square(jnp.concatenate(features), leaves)
     direction, size = coordinate_mlp_apply(phi, inputs)
     step = output_scale * direction * jnp.exp(exp_scale * size)
+    if wait_for_gradient:
+        averages = [momenta] if mean_square is None else [momenta, mean_square]
+        step = jnp.where(_coordinates.idle(gradient, averages), 0, step)
     return MLPMemory(momenta, mean_square), -step
 
 

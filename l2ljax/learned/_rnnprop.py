@@ -18,6 +18,7 @@ def rnnprop(
     b1: float = 0.95,
     b2: float = 0.95,
     eps: float = 1e-8,
+    wait_for_gradient: bool = False,
     state_dtype: DTypeLike | None = None,
     layout: str = "auto",
 ) -> LearnedOptimizer:
@@ -38,6 +39,7 @@ def rnnprop(
         b1: $\beta_1 \in [0, 1)$.
         b2: $\beta_2 \in [0, 1)$.
         eps: $\epsilon > 0$; the root is $\sqrt{\hat v + \epsilon^2}$.
+        wait_for_gradient: as in `adaptive_lstm`.
         state_dtype: of the LSTM's state between steps, as in `lstm`; averages stay as they are.
         layout: as in `lstm`.
 
@@ -75,6 +77,7 @@ def rnnprop(
         p=10.0,
         output_scale=output_scale,
         bounded=True,
+        wait_for_gradient=wait_for_gradient,
         state_dtype=stored,
         layout=layout,
     )
@@ -86,5 +89,6 @@ def rnnprop(
         b1=float(b1),
         b2=float(b2),
         eps=float(eps),
+        wait_for_gradient=bool(wait_for_gradient),
         **({} if stored is None else {"state_dtype": stored}),
     )

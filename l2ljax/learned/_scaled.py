@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from l2ljax import _checks
-from l2ljax.core import CoordinatewiseTransformation, Params, as_partial, as_pytree, closure
+from l2ljax.core import CoordinatewiseTransformation, Params, as_partial, as_pytree, closure, seal
 from l2ljax.learned import _coordinates
 
 Mask: TypeAlias = PyTree | Callable[[Params], PyTree] | None
@@ -114,17 +114,15 @@ def scaled(
         alone = issubclass(kind, CoordinatewiseTransformation) and not by_function
         kind = CoordinatewiseTransformation if alone else optax.GradientTransformation
     inner = as_pytree(tx)
-    return kind(
-        init=closure(_init, inner),
-        update=closure(
-            _update,
-            inner,
-            None if num_steps is None else jnp.asarray(num_steps, jnp.int32),
-            _rate(scale),
-            _rate(weight_decay) if decays else None,
-            mask=mask if mask is None or by_function else _static(mask),
-        ),
+    update = closure(
+        _update,
+        inner,
+        None if num_steps is None else jnp.asarray(num_steps, jnp.int32),
+        _rate(scale),
+        _rate(weight_decay) if decays else None,
+        mask=mask if mask is None or by_function else _static(mask),
     )
+    return seal(kind(init=closure(_init, inner), update=update))
 
 
 def _is(value: Any, number: float) -> bool:

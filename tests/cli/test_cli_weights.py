@@ -24,7 +24,8 @@ def package(tmp_path, monkeypatch):
     """The package's folder of weights, with those of the usual LSTM."""
     folder = tmp_path / "package"
     monkeypatch.setattr(_weights, "SHIPPED", folder)
-    opt = learned.lstm()
+    # As what ships does; training goes on from it without.
+    opt = learned.lstm(wait_for_gradient=True)
     shapes = jax.eval_shape(opt.init, jax.random.key(0))
     phi = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     learned.save(folder / "tiny", opt, phi, CARD)

@@ -17,6 +17,8 @@ OPTIMIZERS = {
     "scaled": learned.lstm((2,), preprocess="scale", input_scale=2.0, output_scale=0.5),
     "adaptive_lstm": learned.adaptive_lstm((3,)),
     "rnnprop": learned.rnnprop((3,)),
+    "lstm that waits": learned.lstm((3, 2), wait_for_gradient=True),
+    "adaptive_lstm that waits": learned.adaptive_lstm((3,), wait_for_gradient=True),
 }
 
 
@@ -31,6 +33,7 @@ def test_a_replay_is_one_update_after_another(name, x64, monkeypatch):
         "empty": np.zeros((5, 0)),
         "large": rng.normal(size=(5, 6, 4)),
     }
+    gradients["large"][:, 0] = gradients["large"][:3, 1] = 0
     gradients = jax.tree.map(jnp.asarray, gradients)
     tx = opt.bind(wide(opt.init(jax.random.key(0))))
     state = tx.init(jax.tree.map(lambda leaf: leaf[0], gradients))

@@ -171,7 +171,9 @@ def ship(run, name, *words):
 
 def test_a_run_that_was_shipped_is_loaded_by_its_name(package, finished):
     ship(finished, "new-lstm")
-    _, phi, card = learned.restore("new-lstm")
+    opt, phi, card = learned.restore("new-lstm")
+    arguments = {**trained()[0].spec["arguments"], "wait_for_gradient": True}
+    assert opt.spec == {"name": "lstm", "arguments": arguments}
     jax.tree.map(np.testing.assert_array_equal, phi, trained()[1])
     assert (card["trained_on"], card["limits"]) == ("digits", "no ReLU")
     assert (card["scores"], card["command"]) == (CARD["scores"], CARD["command"])
