@@ -166,7 +166,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     data_dir = arguments.data_dir
     return {
         "task": arguments.task,
-        "data_dir": None if data_dir is None else os.path.abspath(data_dir),
+        "data_dir": None if data_dir is None else os.path.abspath(os.path.expanduser(data_dir)),
         "seed": arguments.seed,
         "start": _start(arguments.start),
         **{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Recipe)},

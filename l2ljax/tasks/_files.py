@@ -3,7 +3,7 @@
 import gzip
 import os
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 DataDir = str | os.PathLike[str]
@@ -15,16 +15,16 @@ def find(
     names: Collection[str],
     *,
     folders: Collection[str],
-    suffixes: Collection[str] = ("",),
+    spellings: Callable[[str], Iterable[str]] = lambda name: [name],
 ) -> dict[str, Path]:
     """Looks for files in some folders, and takes them from the one that has most.
 
     Args:
-        data_dir: where to look.
+        data_dir: where to look; `~` is the user's home.
         title: what errors call the data set.
         names: of the files.
         folders: in `data_dir`, which is "" itself; of two that have as many the first is taken.
-        suffixes: what may follow a name; of two files the one with the later suffix is taken.
+        spellings: what the file of a name may be called; of two files the later one is taken.
 
     Returns:
         The files that are there, by name: all, some or none.
@@ -32,7 +32,7 @@ def find(
     Raises:
         FileNotFoundError: if `data_dir` is no folder.
     """
-    root = Path(data_dir)
+    root = Path(data_dir).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(
             f"data_dir must be a folder with the {title} files, got {str(root)!r}"
@@ -42,7 +42,7 @@ def find(
         here = {
             name: file
             for name in names
-            for file in (root / folder / f"{name}{suffix}" for suffix in suffixes)
+            for file in (root / folder / spelling for spelling in spellings(name))
             if file.is_file()
         }
         found = max(found, here, key=len)
@@ -71,11 +71,13 @@ def require_all(
         )
 
 
-def download(url: str, title: str, checksums: Mapping[str, str], folder: str) -> dict[str, Path]:
+def download(
+    urls: Sequence[str], title: str, checksums: Mapping[str, str], folder: str
+) -> dict[str, Path]:
     """Downloads files to the user's cache folder, those that are not there yet.
 
     Args:
-        url: the folder that they are in.
+        urls: folders that have them; where one fails, the next is tried.
         title: what errors call the data set.
         checksums: the MD5 of each file, by its name.
         folder: in the cache folder.
@@ -85,6 +87,7 @@ def download(url: str, title: str, checksums: Mapping[str, str], folder: str) ->
 
     Raises:
         ImportError: without pooch.
+        OSError: if no download succeeds.
         ValueError: for a file with another checksum; it is not kept.
     """
     try:
@@ -94,18 +97,34 @@ def download(url: str, title: str, checksums: Mapping[str, str], folder: str) ->
             f"to download {title} takes pooch: pip install 'l2ljax[data]'; "
             "or pass data_dir=, a folder with its files"
         ) from error
-    return {
-        name: Path(
-            pooch.retrieve(
-                f"{url.rstrip('/')}/{name}",
-                known_hash=f"md5:{checksum}",
-                fname=name,
-                path=Path(pooch.os_cache("l2ljax")) / folder,
-                progressbar=True,
-            )
-        )
-        for name, checksum in checksums.items()
-    }
+    files, urls = {}, list(urls)
+    for name, checksum in checksums.items():
+        errors: dict[str, Exception] = {}
+        for url in [*urls]:
+            try:
+                file = pooch.retrieve(
+                    f"{url.rstrip('/')}/{name}",
+                    known_hash=f"md5:{checksum}",
+                    fname=name,
+                    path=Path(pooch.os_cache("l2ljax")) / folder,
+                    progressbar=True,
+                )
+            except (OSError, ValueError) as error:
+                errors[url] = error
+                # The next file is asked of it last.
+                urls.append(urls.pop(urls.index(url)))
+            else:
+                files[name] = Path(file)
+                break
+        else:
+            reasons = "; ".join(f"{url}: {error}" for url, error in errors.items())
+            last = [*errors.values()][-1]
+            kind = OSError if isinstance(last, OSError) else ValueError
+            raise kind(
+                f"{title} cannot be downloaded: {reasons}; try again later, or pass data_dir=, a "
+                "folder with its files"
+            ) from last
+    return files
 
 
 def read(file: Path) -> bytes:

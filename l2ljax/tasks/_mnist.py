@@ -1,6 +1,7 @@
 """Handwritten digits of 28x28 pixels, from local files or by download."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,7 +11,10 @@ from l2ljax import _checks
 from l2ljax.tasks import _files
 from l2ljax.tasks._dataset import Dataset, Split
 
-_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_URLS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
 
 # The name, shape and, for downloads, published MD5 checksum of each archive.
 _TRAIN_IMAGES = "train-images-idx3-ubyte"
@@ -23,6 +27,7 @@ _SHAPES: dict[str, tuple[int, ...]] = {
     _TEST_IMAGES: (10_000, 28, 28),
     _TEST_LABELS: (10_000,),
 }
+_FOLDERS = ("", "mnist", "MNIST", "raw", "MNIST/raw")
 _CHECKSUMS = {
     _TRAIN_IMAGES: "f68b3c2dcbeaaa9fbdd348bbdeb94873",
     _TRAIN_LABELS: "d53e105ee54ea40749a09fcbcd1e9432",
@@ -32,7 +37,7 @@ _CHECKSUMS = {
 
 
 def mnist(
-    data_dir: _files.DataDir | None = None, validation: int = 30_000, url: str = _URL
+    data_dir: _files.DataDir | None = None, validation: int = 30_000, url: str | None = None
 ) -> Dataset:
     """The MNIST handwritten digits: 60,000 training and 10,000 test images of 28x28 pixels.
 
@@ -43,11 +48,12 @@ def mnist(
     | test | the 10,000 test images |
 
     Args:
-        data_dir: the folder with the four original files (`train-images-idx3-ubyte` and so on,
-            gzipped or not), or the parent of its `mnist` or `MNIST/raw`. None downloads them once,
-            11 MB, to the user's cache folder, and needs the extra `data`.
+        data_dir: the folder with the four original files (`train-images-idx3-ubyte` or
+            `train-images.idx3-ubyte` and so on, gzipped or not, alone or each in a folder of its
+            name), or a parent of it: they may lie in its `mnist`, `MNIST`, `raw` or `MNIST/raw`.
+            None downloads them once, 11 MB, to the user's cache folder, and needs the extra `data`.
         validation: number of training images that are held out, the last ones.
-        url: where downloads come from.
+        url: the folder that they are downloaded from; default: one of two mirrors.
 
     Returns:
         A data set; `inputs` are `u8[n, 28, 28, 1]` of 0 to 255, which `examples` makes `float32`
@@ -57,6 +63,7 @@ def mnist(
         FileNotFoundError: for a folder or a file that is not there.
         ValueError: for a file that is truncated or is another one than its name says, a download
             with a wrong checksum, or a `validation` that is not 0 to 59,999.
+        OSError: if a download fails.
         ImportError: for a download without pooch.
 
     Reference:
@@ -70,7 +77,8 @@ def mnist(
     _checks.count("validation", validation, least=0)
     if validation >= 60_000:
         raise ValueError(f"validation must be less than the 60,000 images, got {validation}")
-    files = _download(url) if data_dir is None else _find(data_dir)
+    urls = _URLS if url is None else (url,)
+    files = _download(urls) if data_dir is None else _find(data_dir)
     arrays = {name: _read(file, _SHAPES[name]) for name, file in files.items()}
     train = _split(arrays[_TRAIN_IMAGES], arrays[_TRAIN_LABELS])
     kept = len(train) - validation
@@ -92,20 +100,26 @@ def _find(data_dir: _files.DataDir) -> dict[str, Path]:
         data_dir,
         "MNIST",
         _SHAPES,
-        folders=("", "mnist", "MNIST/raw"),
-        suffixes=(".gz", ""),
+        folders=_FOLDERS,
+        spellings=_spellings,
     )
+    folders = ", ".join(repr(folder) for folder in _FOLDERS if folder)
     expected = (
-        f"the MNIST files {', '.join(_SHAPES)}, gzipped (.gz) or not, there or in its 'mnist' or "
-        "'MNIST/raw'"
+        f"the MNIST files {', '.join(_SHAPES)}, gzipped (.gz) or not, there or in its {folders}"
     )
     _files.require_all(found, _SHAPES, data_dir, expected)
     return found
 
 
-def _download(url: str) -> dict[str, Path]:
+def _spellings(name: str) -> list[str]:
+    """With a dot in place of a dash as in the first archives, and as archives of folders unpack."""
+    bare = [name.replace("-idx", ".idx"), name]
+    return [f"{part}.gz" for part in bare] + [f"{part}/{part}" for part in bare] + bare
+
+
+def _download(urls: Sequence[str]) -> dict[str, Path]:
     checksums = {f"{name}.gz": checksum for name, checksum in _CHECKSUMS.items()}
-    files = _files.download(url, "MNIST", checksums, "mnist")
+    files = _files.download(urls, "MNIST", checksums, "mnist")
     return {name: files[f"{name}.gz"] for name in _CHECKSUMS}
 
 

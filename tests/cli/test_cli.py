@@ -147,6 +147,15 @@ def test_bad_settings_are_refused_before_the_folder_is_touched(copy, words, mess
     assert not (copy.parent / "new").exists()
 
 
+def test_the_home_folder_is_meant_by_its_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    words = ["--task", "mnist", "--data-dir=~/nowhere", "--out", tmp_path / "new"]
+    status, _, err = run(*TRAIN, *words)
+    assert status == 2
+    assert f"got '{tmp_path / 'nowhere'}'" in err
+
+
 def test_a_missing_task_is_asked_for(tmp_path):
     status, _, err = run("train", "--out", tmp_path / "new")
     assert status == 2

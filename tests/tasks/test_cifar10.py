@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import io
 import shutil
+import struct
 import sys
 import tarfile
 
@@ -57,6 +58,36 @@ def packed(content, folder=FOLDER):
     return data.getvalue()
 
 
+def python_batch(numbers):
+    """A file of the Python version, operation by operation as Python 2 pickled it."""
+
+    def text(value):
+        return b"U" + bytes([len(value)]) + value.encode()
+
+    pixels = b"".join(image(i)[..., color].tobytes() for i in numbers for color in range(3))
+    shape = b"M" + struct.pack("<H", len(numbers)) + b"M" + struct.pack("<H", 3072) + b"\x86"
+    byte_order = b"(K\x03" + text("|") + b"NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\x00tb"
+    return b"".join(
+        [
+            b"\x80\x02}q\x01(" + text("batch_label") + b"q\x02" + text("one of 6") + b"q\x03",
+            text("labels") + b"q\x04]q\x05(",
+            *(b"K" + bytes([i % 10]) for i in numbers),
+            b"e" + text("data") + b"q\x06cnumpy.core.multiarray\n_reconstruct\nq\x07",
+            b"cnumpy\nndarray\nq\x08K\x00\x85" + text("b") + b"\x87Rq\x09(K\x01" + shape,
+            b"cnumpy\ndtype\nq\x0a" + text("u1") + b"K\x00K\x01\x87Rq\x0b" + byte_order,
+            b"\x89T" + struct.pack("<I", len(pixels)) + pixels + b"tb" + text("filenames"),
+            b"q\x0c]q\x0d(" + b"".join(text(f"{i}.png") for i in numbers) + b"eu.",
+        ]
+    )
+
+
+PYTHON_FOLDER, PYTHON_ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
+PYTHON_CONTENT = {
+    name.removesuffix(".bin"): python_batch(range(COUNT * i, COUNT * i + COUNT))
+    for i, name in enumerate(FILES)
+}
+
+
 def write(folder, content):
     folder.mkdir(parents=True, exist_ok=True)
     for name, bytes_ in content.items():
@@ -86,6 +117,69 @@ def test_cifar10_reads_the_archive_whatever_its_name_says(small, tmp_path, place
     write(tmp_path / place, {ARCHIVE: change(packed(CONTENT))})
     check_content(cifar10(str(tmp_path), validation=10), train=90)
     assert [path.name for path in (tmp_path / place).iterdir()] == [ARCHIVE]
+
+
+@pytest.mark.parametrize("place", [".", PYTHON_FOLDER, f"cifar10/{PYTHON_FOLDER}"])
+def test_cifar10_reads_the_python_version(small, tmp_path, place):
+    write(tmp_path / place, PYTHON_CONTENT)
+    check_content(cifar10(tmp_path, validation=60), train=40)
+
+
+def test_cifar10_reads_the_archive_of_the_python_version(small, tmp_path):
+    write(tmp_path, {PYTHON_ARCHIVE: packed(PYTHON_CONTENT, PYTHON_FOLDER)})
+    check_content(cifar10(tmp_path, validation=60), train=40)
+
+
+def test_whole_files_of_one_version_are_taken_before_some_of_another(small, tmp_path):
+    write(tmp_path, {**PYTHON_CONTENT, FILES[0]: b"spoiled", ARCHIVE: b"spoiled"})
+    check_content(cifar10(tmp_path, validation=60), train=40)
+
+
+ONE = PYTHON_CONTENT["data_batch_3"]
+FOREIGN = {
+    "truncated": (ONE[:-100], "ValueError"),
+    "empty": (b"", "ValueError"),
+    "a page": (b"<!DOCTYPE html>" * 100, "ValueError"),
+    "binary": (CONTENT[FILES[2]], "Error"),
+    "a call": (b"\x80\x02cos\nsystem\n(U\x0ctouch calledtR.", "a call of 'os system'"),
+    "a call of a text": (b"\x80\x02U\x09os system(U\x0ctouch calledtR.", "a call of 'os system'"),
+    "an old call": (b"(S'touch called'\nios\nsystem\n.", "the operation STRING"),
+    "an instance": (b"\x80\x02cos\npopen\n(U\x0ctouch calledt\x81.", "the operation NEWOBJ"),
+    "no operands": (b"\x80\x02R.", "too few operands"),
+    "no mark": (b"\x80\x02t.", "IndexError"),
+    "no memory": (b"\x80\x02h\x05.", "KeyError"),
+    "other keys": (ONE.replace(b"labels", b"fine_l"), "KeyError.'labels'"),
+    "another dtype": (ONE.replace(b"U\x02u1", b"U\x02f4"), "an array of f4"),
+    "a label": (ONE.replace(b"(K\x00K\x01", b"(NK\x01", 1), "a label None"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_another_pickle_is_refused_and_nothing_of_it_runs(small, tmp_path, monkeypatch, case):
+    content, reason = FOREIGN[case]
+    monkeypatch.chdir(tmp_path)
+    folder = write(tmp_path / PYTHON_FOLDER, {**PYTHON_CONTENT, "data_batch_3": content})
+    with pytest.raises(ValueError, match=f"data_batch_3 must be a file of CIFAR-10's .*{reason}"):
+        cifar10(folder, validation=50)
+    assert [path.name for path in tmp_path.iterdir()] == [PYTHON_FOLDER]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (
+            python_batch(range(19)),
+            "20 labels and images of 3,072 bytes, got 19 labels and an array",
+        ),
+        (ONE.replace(b"(K\x00K\x01", b"(K\x0cK\x01", 1), "labels from 0 to 9, got 12"),
+        (ONE.replace(b"(K\x00K\x01", b"(J\xff\xff\xff\xffK\x01", 1), "labels from 0 to 9, got -1"),
+    ],
+    ids=["short", "too large", "negative"],
+)
+def test_other_content_of_the_python_version_is_named(small, tmp_path, content, reason):
+    folder = write(tmp_path, {**PYTHON_CONTENT, "data_batch_3": content})
+    with pytest.raises(ValueError, match=f"data_batch_3 must hold {reason}"):
+        cifar10(folder, validation=50)
 
 
 def test_an_archive_beside_files_that_are_not_all_there_is_read(small, tmp_path):
@@ -204,13 +298,13 @@ def parts(data_dir):
     """What the real archive holds, read once for all tests."""
     if not (data_dir / "cifar10" / ARCHIVE).is_file():
         pytest.skip(f"no data: {data_dir} has no cifar10/{ARCHIVE}")
-    return module()._read_archive(data_dir / "cifar10" / ARCHIVE)
+    return module()._read_archive(data_dir / "cifar10" / ARCHIVE, module()._BINARY)
 
 
 @pytest.fixture
 def real(data_dir, parts, monkeypatch):
     """The folder of the real data."""
-    monkeypatch.setattr(module(), "_read_archive", lambda archive: parts)
+    monkeypatch.setattr(module(), "_read_archive", lambda archive, version: parts)
     return data_dir
 
 

@@ -47,7 +47,7 @@ def _check_content(data, train=30_000):
         np.testing.assert_array_equal(split.inputs[:, 5, 7, 0], split.labels)
 
 
-@pytest.mark.parametrize("place", [".", "mnist", os.path.join("MNIST", "raw")])
+@pytest.mark.parametrize("place", [".", "mnist", "MNIST", "raw", os.path.join("MNIST", "raw")])
 def test_mnist_reads_the_folder_or_its_parents(archives, tmp_path, place):
     (tmp_path / place).parent.mkdir(exist_ok=True)
     if place == ".":
@@ -65,6 +65,28 @@ def test_mnist_reads_unpacked_files_whatever_their_names_say(folder):
     packed = folder / f"{LABELS}.gz"
     packed.write_bytes(gzip.decompress(packed.read_bytes()))
     _check_content(mnist(str(folder)))
+
+
+SPELLINGS = {
+    "a dot": lambda name: name.replace("-idx", ".idx"),
+    "folders": lambda name: f"{name}/{name}",
+    "a dot and folders": lambda name: "/".join([name.replace("-idx", ".idx")] * 2),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+def test_mnist_reads_the_files_by_their_usual_other_names(archives, tmp_path, spelling):
+    for name in (IMAGES, LABELS, TEST_IMAGES, TEST_LABELS):
+        file = tmp_path / spelling(name)
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(gzip.decompress((archives / f"{name}.gz").read_bytes()))
+    _check_content(mnist(tmp_path))
+
+
+def test_mnist_reads_a_folder_of_the_users_home(archives, monkeypatch):
+    monkeypatch.setenv("HOME", str(archives.parent))
+    monkeypatch.setenv("USERPROFILE", str(archives.parent))
+    _check_content(mnist(f"~/{archives.name}"))
 
 
 def test_mnist_inputs_are_bytes_until_a_batch_is_drawn(archives):
@@ -179,6 +201,28 @@ def test_mnist_downloads_once_and_again_only_what_was_spoiled(
 def test_mnist_refuses_a_download_without_the_published_checksum(archives, serve, cache):
     with serve(archives) as url, pytest.raises(ValueError, match=rf"{IMAGES}\.gz.*hash"):
         mnist(url=url)
+    assert not [file for file in cache.rglob("*") if file.is_file()]
+
+
+def test_mnist_is_downloaded_from_the_second_mirror_if_the_first_fails(
+    archives, serve, cache, monkeypatch, tmp_path
+):
+    module = sys.modules["l2ljax.tasks._mnist"]
+    sums = {file.stem: hashlib.md5(file.read_bytes()).hexdigest() for file in archives.iterdir()}
+    (tmp_path / f"{IMAGES}.gz").write_text("moved")
+    monkeypatch.setattr(module, "_CHECKSUMS", sums)
+    with serve(tmp_path) as other, serve(archives) as url:
+        # One that is gone, one that has something else, and one that has them.
+        monkeypatch.setattr(module, "_URLS", ("http://127.0.0.1:9/", other, url))
+        _check_content(mnist())
+
+
+def test_a_download_that_fails_names_the_mirrors_and_the_argument(cache, monkeypatch):
+    urls = ("http://127.0.0.1:9/a/", "http://127.0.0.1:9/b/")
+    monkeypatch.setattr(sys.modules["l2ljax.tasks._mnist"], "_URLS", urls)
+    message = r"^MNIST cannot be downloaded: .*9/a/.*; .*9/b/.*pass data_dir=, a folder with its fi"
+    with pytest.raises(OSError, match=message):
+        mnist()
     assert not [file for file in cache.rglob("*") if file.is_file()]
 
 
