@@ -34,11 +34,12 @@ from l2ljax.meta._hypergradient_descent import hypergradient_descent
 from l2ljax.meta._imitation import imitation
 from l2ljax.meta._mixture import mixture
 from l2ljax.meta._pes import PESState, pes
-from l2ljax.meta._progress import Callback, Progress, TrainState
+from l2ljax.meta._progress import Callback, Progress, TrainResult, TrainState
 from l2ljax.meta._reversible import reversible
+from l2ljax.meta._saving import restore_state, save_state
 from l2ljax.meta._segments import EstimatorFactory, TruncatedState, device_mean
 from l2ljax.meta._step_weights import final_weights, polynomial_weights
-from l2ljax.meta._train import TrainResult, make_step, train
+from l2ljax.meta._train import make_step, train
 from l2ljax.meta._truncated import truncated
 from l2ljax.meta._unroll import unroll, unroll_batch
 from l2ljax.meta._validation import final_loss, validation
@@ -69,7 +70,9 @@ __all__ = [
     "mixture",
     "pes",
     "polynomial_weights",
+    "restore_state",
     "reversible",
+    "save_state",
     "train",
     "truncated",
     "unroll",

@@ -96,7 +96,7 @@ def require_state(
         ValueError: naming the first leaf that differs.
     """
     if not isinstance(state, TrainState):
-        _checks.refuse("state", state, "a TrainState such as result.state")
+        _checks.refuse("state", state, "a TrainResult, or a TrainState such as result.state")
     # φ may have been given, in other dtypes than it is drawn in.
     found = _difference({"phi": jax.eval_shape(draw, key)}, {"phi": state.phi}, jnp.shape)
     if found is None:

@@ -11,14 +11,17 @@ class History:
 
     Args:
         done: meta-steps that the state had done before.
+        before: the history of an earlier part of the run, to be gone on with; None: there is none.
 
     Attributes:
         chunks: a dictionary of arrays for each chunk, one row a meta-step.
     """
 
-    def __init__(self, done: int) -> None:
-        self.chunks: list[dict[str, np.ndarray]] = []
-        self._scores: list[tuple[int, float]] = []
+    def __init__(self, done: int, before: dict[str, np.ndarray] | None = None) -> None:
+        rows = dict(before or {})
+        scored = zip(rows.pop("validation_step", ()), rows.pop("validation", ()), strict=True)
+        self.chunks: list[dict[str, np.ndarray]] = [rows] if rows else []
+        self._scores = [(int(step), float(score)) for step, score in scored]
         self._first, self._done, self._failures = done, done, 0
 
     def add(self, metrics: dict[str, np.ndarray]) -> None:
@@ -50,8 +53,12 @@ class History:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The `history` of a `TrainResult`."""
-        names = self.chunks[0] if self.chunks else {}
-        history = {name: np.concatenate([c[name] for c in self.chunks]) for name in names}
+        names = self.chunks[-1] if self.chunks else {}
+        history = {
+            name: np.concatenate([chunk[name] for chunk in self.chunks])
+            for name in names
+            if all(name in chunk for chunk in self.chunks)
+        }
         if self._scores:
             steps, scores = zip(*self._scores, strict=True)
             history |= {"validation_step": np.array(steps), "validation": np.array(scores)}

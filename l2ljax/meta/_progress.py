@@ -1,6 +1,8 @@
-"""What meta-training tells the outside while it runs."""
+"""What meta-training tells the outside while it runs and when it ends."""
 
-from collections.abc import Callable
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +34,27 @@ class TrainState(NamedTuple):
     stale: Int[Array, ""]
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What meta-training returns.
+
+    Attributes:
+        phi: the best φ by `validate`, or the last one where there is no validation.
+        last_phi: φ after the last meta-step.
+        history: arrays with one row a meta-step: `loss` (the meta-loss, which of a segment is a
+            weighted sum over its steps), `grad_norm`, `skipped` (true where the meta-gradient was
+            not finite and φ stayed), and the estimator's `aux`, of most of them with `losses` (of
+            each step of the segment, the mean over problems); with validation also
+            `validation_step` and `validation`.
+        state: where to go on: `train(..., state=result)`, or `save_state(folder, result.state)`.
+    """
+
+    phi: Phi
+    last_phi: Phi
+    history: dict[str, np.ndarray]
+    state: TrainState
+
+
 class Progress(NamedTuple):
     """What callbacks get, after every compiled chunk of meta-steps.
 
@@ -49,7 +72,30 @@ class Progress(NamedTuple):
     validation: float | None
 
 
-Callback = Callable[[Progress], None]
+Callback = Callable[[Progress], bool | None]
+"""Called after every chunk of meta-steps; it returns True to end the run."""
+
+
+def asks_to_end(answer: Any) -> bool:
+    """Whether a callback returned True; what else it returns, such as a loss, says nothing."""
+    return isinstance(answer, bool | np.bool_) and bool(answer)
+
+
+@contextlib.contextmanager
+def keeping(result: Callable[[], TrainResult]) -> Iterator[None]:
+    """Gives whatever ends a run the result so far.
+
+    Args:
+        result: makes it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # If there is none, as of a device that failed, the error itself is what matters.
+        with contextlib.suppress(Exception):
+            error.result = result()  # type: ignore[attr-defined]
+            error.add_note("what meta-training had reached is this exception's `result`")
+        raise
 
 
 class ProgressBar:

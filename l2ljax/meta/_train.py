@@ -1,7 +1,6 @@
 """The outer loop: meta-gradients from an estimator, handed to an optax optimizer."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -36,32 +35,19 @@ from l2ljax.meta._binding import drawing, tasks_of
 from l2ljax.meta._devices import handed_out, on, over_devices, replicate
 from l2ljax.meta._history import History
 from l2ljax.meta._mixture import Mixture, mixture
-from l2ljax.meta._progress import Callback, Progress, ProgressBar, TrainState
+from l2ljax.meta._progress import (
+    Callback,
+    Progress,
+    ProgressBar,
+    TrainResult,
+    TrainState,
+    asks_to_end,
+    keeping,
+)
 from l2ljax.meta._reversible import raise_faults
 from l2ljax.meta._segments import EstimatorFactory, make_estimator
 from l2ljax.meta._truncated import truncated
 from l2ljax.meta._validation import consider
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainResult:
-    """What meta-training returns.
-
-    Attributes:
-        phi: the best φ by `validate`, or the last one where there is no validation.
-        last_phi: φ after the last meta-step.
-        history: arrays with one row a meta-step: `loss` (the meta-loss, which of a segment is a
-            weighted sum over its steps), `grad_norm`, `skipped` (true where the meta-gradient was
-            not finite and φ stayed), and the estimator's `aux`, of most of them with `losses` (of
-            each step of the segment, the mean over problems); with validation also
-            `validation_step` and `validation`.
-        state: where to go on: `train(..., state=result.state)`.
-    """
-
-    phi: Phi
-    last_phi: Phi
-    history: dict[str, np.ndarray]
-    state: TrainState
 
 
 def make_step(
@@ -131,7 +117,7 @@ def train(
     validate_every: int = 100,
     patience: int | None = None,
     phi: Phi | None = None,
-    state: TrainState | None = None,
+    state: TrainState | TrainResult | None = None,
     mesh: Mesh | None = None,
     data: str = "replicated",
     callbacks: Iterable[Callback] = (),
@@ -178,8 +164,9 @@ def train(
         patience: validations without a new best after which training stops; None: never.
         phi: the first φ, such as that of an earlier run; default: drawn by `opt.init`, and ψ by
             `task.init`.
-        state: a state to go on from, with the same `key` and settings, but no `phi`; `steps` then
-            counts from the beginning of the run.
+        state: what to go on from, with the same `key` and settings, but no `phi`; `steps` then
+            counts from the beginning of the run. A `TrainResult` gives its history too, and the
+            new one is that of the whole run; a `TrainState`, as `restore_state` reads it, none.
         mesh: devices along whose first axis the batch is split, such as
             `jax.make_mesh((jax.device_count(),), ("problems",))`; default: the first device has it
             all. Where they cannot share the batch evenly, and the estimator is `es` or `pes` (or a
@@ -190,7 +177,8 @@ def train(
             each device; "sharded": a part on each, and devices send each other the examples of
             every batch, for data that one device has no room for. Problems and minibatches are the
             same. Other arrays that a task carries are on each device.
-        callbacks: called with `Progress` after every chunk; an exception ends the run.
+        callbacks: called with `Progress` after every chunk. One that returns True ends the run
+            after this chunk, and what was reached is returned.
         progress: whether to show a bar with meta-step, loss per step, meta-loss and time left.
         chunk: meta-steps of one compiled call; results do not depend on it.
 
@@ -198,6 +186,8 @@ def train(
         A `TrainResult`.
 
     Raises:
+        Exception: that of a callback, as it is. It, those below that end a run and Ctrl-C have the
+            `TrainResult` of the chunks before as their attribute `result`.
         ValueError: for sizes below 1, an argument of another kind than it must be, no key, no task,
             an unknown `data`, `patience` without `validate`, a `validate` that does not return one
             number, `phi` of other shapes than `opt` draws, a `state` past `steps` or of other
@@ -234,44 +224,51 @@ def train(
             (draw, estimates, meta, key, phi, validate), mesh
         )
     start = partial(_jitted_start, draw, estimates, meta, key)
+    before = state.history if isinstance(state, TrainResult) else None
     if state is None:
-        state = on(mesh, start, phi)
+        now = on(mesh, start, phi)
     else:
-        on(mesh, require_state, state, start, draw, key)
-        state = state if mesh is None else replicate(state, mesh)
-        on(mesh, require_segment, state, estimates)
+        now = state.state if isinstance(state, TrainResult) else state
+        on(mesh, require_state, now, start, draw, key)
+        now = now if mesh is None else replicate(now, mesh)
+        on(mesh, require_segment, now, estimates)
     if validate is not None:
         # An error in it comes now, and not after many meta-steps.
-        on(mesh, jax.eval_shape, consider, validate, state)
-    done = int(state.step)
+        on(mesh, jax.eval_shape, consider, validate, now)
+    done = int(now.step)
     if done > steps:
         raise ValueError(f"steps must be at least the {done} that state has done, got {steps}")
 
-    history = History(done)
-    with contextlib.ExitStack() as stack:
+    history = History(done, before)
+
+    def result() -> TrainResult:
+        state = handed_out(mesh, now)
+        selected = validate is not None and np.isfinite(float(state.best_score))
+        chosen = state.best_phi if selected else state.phi
+        return TrainResult(chosen, state.phi, history.arrays(), state)
+
+    with keeping(result), contextlib.ExitStack() as stack:
         if progress:
             callbacks.append(stack.enter_context(ProgressBar(done, steps)))
-        while done < steps and (patience is None or int(state.stale) < patience):
+        ended = False
+        while done < steps and not ended and (patience is None or int(now.stale) < patience):
             size = min(chunk, steps - done, validate_every - done % validate_every)
-            state, metrics = on(
-                mesh, _jitted_chunk, estimates, meta, state, key, size, capacity=chunk
-            )
-            done += size
+            new, metrics = on(mesh, _jitted_chunk, estimates, meta, now, key, size, capacity=chunk)
+            # Waits for the chunk: an interrupt until then leaves state and history as they were.
             measured = {name: _first(rows, size) for name, rows in metrics.items()}
             raise_faults(measured)
+            now, done = new, done + size
             history.add(measured)
             score = None
             if validate is not None and (done % validate_every == 0 or done == steps):
-                state, scored = on(mesh, consider, validate, state)
+                now, scored = on(mesh, consider, validate, now)
                 score = float(scored)
                 history.add_score(score)
-            for callback in callbacks:
-                callback(Progress(handed_out(mesh, state), steps, history.chunks[-1], score))
-    history.finish()
-    state = handed_out(mesh, state)
-    selected = validate is not None and np.isfinite(float(state.best_score))
-    chosen = state.best_phi if selected else state.phi
-    return TrainResult(chosen, state.phi, history.arrays(), state)
+            report = Progress(handed_out(mesh, now), steps, measured, score)
+            # Each of them is called, whichever asks for the end.
+            ended = any([asks_to_end(callback(report)) for callback in callbacks])
+        history.finish()
+    return result()
 
 
 def _prepare(

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from l2ljax.core import Estimate, Estimator, LearnedOptimizer, Task
+from l2ljax.core import LearnedOptimizer
 from l2ljax.evaluate import curves
 from l2ljax.learned import lstm
 from l2ljax.meta import (
@@ -20,50 +20,20 @@ from l2ljax.meta import (
     validation,
 )
 from l2ljax.tasks import quadratic
+from tests.meta.runs import (
+    ESTIMATOR,
+    KEY,
+    OPT,
+    SETTINGS,
+    TASK,
+    VALIDATE,
+    assert_identical,
+    failing_at,
+    failing_train,
+    meta_train,
+)
 
 OPTIMIZED = True
-
-KEY = jax.random.key(0)
-
-
-def bowl():
-    """f(θ) = |θ - c|²/2: gradient descent with rate 1 solves it in one step."""
-    return Task(
-        sample=lambda key: jax.random.uniform(key, (2,)),
-        init=lambda key, problem: jnp.zeros(2),
-        loss=lambda params, problem, key: 0.5 * jnp.sum((params - problem) ** 2),
-    )
-
-
-def learned_rate(first=0.1):
-    return LearnedOptimizer(init=lambda key: jnp.float32(first), bind=lambda phi: optax.sgd(phi))
-
-
-# Made once: programs are shared between tests where functions are the same objects.
-OPT, TASK = learned_rate(), bowl()
-VALIDATE = validation(OPT, TASK, key=jax.random.key(9), horizon=2, problems=2, window=1)
-ESTIMATOR = truncated(horizon=4, truncation=2)
-SETTINGS = {
-    "key": KEY,
-    "batch": 2,
-    "estimator": ESTIMATOR,
-    "meta_optimizer": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.03)),
-    "validate": VALIDATE,
-    "validate_every": 3,
-    "chunk": 4,
-}
-
-
-def meta_train(**settings):
-    return train(OPT, TASK, **{"steps": 9} | SETTINGS | settings)
-
-
-def assert_identical(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_array_equal(a, b, strict=True)
 
 
 def test_the_same_key_gives_the_same_run_bit_for_bit():
@@ -138,14 +108,6 @@ def test_callbacks_get_the_progress_of_every_chunk():
     assert {progress.steps for progress in seen} == {8}
 
 
-def test_an_exception_in_a_callback_ends_the_run():
-    def stop(progress):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        meta_train(callbacks=[stop])
-
-
 def test_a_bar_shows_step_loss_and_validation(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     meta_train(progress=True)
@@ -202,23 +164,6 @@ def test_validation_is_the_mean_final_loss_of_curves():
     expected = curves(OPT.bind(phi), TASK, key=key, steps=2, problems=2)[:, -1].mean()
     np.testing.assert_allclose(VALIDATE(phi), expected, rtol=1e-6)
     assert VALIDATE(jnp.float32(1e30)) == np.inf
-
-
-def failing_at(*steps):
-    """An estimator of |φ|²/2 whose gradient or loss is not finite at some steps."""
-
-    def estimate(phi, step, key):
-        bad = jnp.isin(step, jnp.array(steps))
-        gradient = jnp.where(bad, jnp.nan, phi)
-        return Estimate(jnp.where(bad, jnp.inf, 0.5 * phi**2), gradient, {}), step + 1
-
-    estimator = Estimator(init=lambda key, phi: jnp.int32(0), estimate=estimate)
-    return lambda opt, task, batch: estimator
-
-
-def failing_train(bad, **settings):
-    settings = {"key": KEY, "steps": 8, "chunk": 3, "meta_optimizer": optax.adam(0.01)} | settings
-    return train(OPT, TASK, estimator=failing_at(*bad), **settings)
 
 
 def test_a_meta_gradient_that_is_not_finite_leaves_phi_alone_and_is_marked(capsys):

@@ -77,7 +77,7 @@ def test_an_argument_of_another_kind_is_named(function, options, message):
         ({"validate": lambda phi: jnp.int32(1)}, r"validate must return one .* got int32\[\]"),
         ({"callbacks": print}, "callbacks must be a sequence of functions .* got <built-in"),
         ({"callbacks": [print, 3]}, "callbacks must be a sequence of functions .* 3"),
-        ({"state": 3}, "state must be a TrainState such as result.state, got 3"),
+        ({"state": 3}, "state must be a TrainResult, or a TrainState such as .* got 3"),
     ],
 )
 def test_an_argument_of_the_loop_is_named(options, message):
