@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from l2ljax.core import Estimate, Estimator, LearnedOptimizer, Task
@@ -41,14 +40,6 @@ SETTINGS = {
 
 def meta_train(**settings):
     return train(OPT, TASK, **{"steps": 9} | SETTINGS | settings)
-
-
-def assert_identical(actual, expected):
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
-        np.testing.assert_array_equal(a, b, strict=True)
 
 
 def failing_at(*steps):

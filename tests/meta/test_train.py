@@ -27,11 +27,11 @@ from tests.meta.runs import (
     SETTINGS,
     TASK,
     VALIDATE,
-    assert_identical,
     failing_at,
     failing_train,
     meta_train,
 )
+from tests.meta.small import assert_identical
 
 OPTIMIZED = True
 

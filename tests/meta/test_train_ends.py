@@ -10,10 +10,10 @@ from tests.meta.runs import (
     OPT,
     SETTINGS,
     TASK,
-    assert_identical,
     failing_train,
     meta_train,
 )
+from tests.meta.small import assert_identical
 
 OPTIMIZED = True
 
