@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             _execute(list(sys.argv[1:] if argv is None else argv))
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as after `>&-`
+                sys.stdout.flush()
     except BrokenPipeError:
         # As in `l2ljax tasks | head -1`. What is left is not written when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -152,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_data(command)
     command.add_argument(
-        "--out", type=pathlib.Path, help="folder for table and figure (default: the last weights')"
+        "--out", type=_folder, help="folder for table and figure (default: the last weights')"
     )
     command.add_argument("--force", action="store_true", help="replace an earlier table and figure")
     _add_comparison(command)
@@ -182,6 +183,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _folder(text: str) -> pathlib.Path:
+    # As of a variable that is not set; a path would be the working directory.
+    if not text:
+        raise argparse.ArgumentTypeError("must name a folder, got an empty text")
+    return pathlib.Path(text)
+
+
 def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data-dir",
@@ -192,7 +200,7 @@ def _add_data(command: argparse.ArgumentParser) -> None:
 def _add_run(command: argparse.ArgumentParser, default_out: str | None) -> None:
     command.add_argument(
         "--out",
-        type=pathlib.Path,
+        type=_folder,
         required=default_out is None,
         default=None if default_out is None else pathlib.Path(default_out),
         help="folder of the run" + (f" (default: {default_out})" if default_out else ""),

@@ -70,6 +70,23 @@ def test_an_unknown_name_is_refused_with_those_there_are(package):
     assert_match(r"huge does not exist.*\['tiny'\]", err)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["weights", "tinny"],
+        ["compare", "--task", "quadratic", "--weights", "tinny", "--out", "new"],
+        [*TRAIN, "--start", "tinny", "--out", "new"],
+    ],
+    ids=["weights", "compare", "train"],
+)
+def test_a_misspelt_name_proposes_the_nearest(package, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(*words)
+    assert (status, out) == (2, "")
+    assert "tinny does not exist" in err and "did you mean 'tiny'?" in err
+    assert not (tmp_path / "new").exists()
+
+
 def test_compare_takes_a_name_and_then_asks_for_a_folder(package, tmp_path, monkeypatch):
     def compare(optimizers, *_, **__):
         names.extend(optimizers)

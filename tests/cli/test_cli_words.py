@@ -106,10 +106,13 @@ def test_the_package_has_its_names_though_it_imports_them_late():
         ([*TRAIN, "--out", "new", "--step=3"], "arguments: --step=3; did you mean '--steps'?"),
         (["demo", "--problem", "9"], "arguments: --problem 9; did you mean '--problems'?"),
         (["tasks", "mnist"], "arguments: mnist\n"),
+        ([*TRAIN, "--out", ""], "--out: must name a folder, got an empty text"),
     ],
     ids=str,
 )
-def test_an_option_is_its_whole_word(words, message, tmp_path, monkeypatch):
+def test_words_that_are_no_arguments_are_refused_before_anything_is_done(
+    words, message, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     status, out, err = run(*words)
     assert (status, out) == (2, "")
@@ -143,6 +146,11 @@ def test_a_reader_that_went_away_is_no_error():
     process.stdout.close()
     _, err = process.communicate()
     assert (process.returncode, err) == (141, b"")
+
+
+def test_a_program_without_standard_output_runs(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["tasks"]) == 0
 
 
 def test_an_interruption_of_help_is_no_traceback(monkeypatch):
