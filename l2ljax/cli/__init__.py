@@ -1,11 +1,14 @@
 """The command line: `l2ljax demo`, `train`, `compare`, `tasks`, `weights`."""
 
 import argparse
+import contextlib
 import io
 import os
 import pathlib
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 # Nothing here imports JAX: help and errors about words come at once.
@@ -66,9 +69,25 @@ def _execute(words: list[str]) -> None:
     # What a card records, and what an interrupted run tells its user to type.
     arguments.words = words
 
-    from l2ljax.cli import _commands
+    with _ending_at_once():
+        from l2ljax.cli import _commands
 
     getattr(_commands, arguments.command)(arguments)
+
+
+@contextlib.contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Lets Ctrl-C end the program silently; libraries that are being imported may lose it."""
+    usual = signal.default_int_handler
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGINT) is not usual:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,29 @@ def test_a_reader_that_went_away_is_no_error():
 def test_a_program_without_standard_output_runs(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     assert cli.main(["tasks"]) == 0
+
+
+def test_an_interruption_of_imports_ends_the_program_silently():
+    # A library that loses the interruption, as compiled ones may.
+    program = """
+import os, signal, sys
+from l2ljax.cli import main
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "l2ljax.cli._commands":
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except KeyboardInterrupt:
+                raise ImportError("lost")
+
+sys.meta_path.insert(0, Finder())
+main(["tasks"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_an_interruption_of_help_is_no_traceback(monkeypatch):
