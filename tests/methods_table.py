@@ -349,6 +349,11 @@ LEARNED = [
     ),
     _learned("celo", learned.celo(num_steps=4)),
     _learned("celo_adam", learned.celo_adam(num_steps=4)),
+    Method(
+        "guarded",
+        lambda: learned.guarded(learned.scaled(classic.momentum(0.1), scale=0.5), 0.01),
+        real=True,
+    ),
     _learned(
         "partition",
         learned.partition(

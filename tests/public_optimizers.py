@@ -130,6 +130,12 @@ LEARNED = [
         whole=True,
     ),
     Optimizer("reversible_momentum", _bound(learned.reversible_momentum(horizon=2))),
+    Optimizer(
+        "scaled",
+        lambda: learned.scaled(classic.adam(0.1), num_steps=3, weight_decay=0.1),
+        reads_params=True,
+    ),
+    Optimizer("guarded", lambda: learned.guarded(classic.adam(0.1)), whole=True),
     Optimizer("fixed", _bound(learned.fixed(classic.adam(0.1)))),
     Optimizer(
         "partition",

@@ -7,6 +7,7 @@ from l2ljax.learned._celo import CeloMemory, CeloState, celo
 from l2ljax.learned._celo_adam import CeloAdamState, celo_adam
 from l2ljax.learned._celo_schedule import CeloScheduleState
 from l2ljax.learned._fixed import fixed
+from l2ljax.learned._guarded import GuardedState, guarded
 from l2ljax.learned._hyperparameters import (
     HyperparametersState,
     hyperparameter_values,
@@ -29,6 +30,7 @@ __all__ = [
     "CeloMemory",
     "CeloScheduleState",
     "CeloState",
+    "GuardedState",
     "HyperparametersState",
     "LSTMState",
     "MLPState",
@@ -41,6 +43,7 @@ __all__ = [
     "celo",
     "celo_adam",
     "fixed",
+    "guarded",
     "hyperparameter_values",
     "hyperparameters",
     "load",

@@ -234,7 +234,11 @@ def load(
     """
     if num_steps is not None and opt is None and _plans(read_card(name_or_path)):
         settings, num_steps = settings | {"num_steps": num_steps}, None
-    opt, phi, _ = restore(name_or_path, opt=opt, **settings)
+    opt, phi, card = restore(name_or_path, opt=opt, **settings)
+    spec = card.get("optimizer") or {}
+    if num_steps is not None and "num_steps" in spec.get("arguments", {}):
+        opt = _rebuild(str(name_or_path), spec, {**settings, "num_steps": num_steps})
+        num_steps = None
     return scaled(
         opt.bind(phi), num_steps=num_steps, scale=scale, weight_decay=weight_decay, mask=mask
     )

@@ -85,6 +85,17 @@ def test_the_longest_run_has_no_overflow():
     assert np.isfinite(update) and update < 0
 
 
+def test_an_optimizer_that_knows_its_steps_gets_them_and_no_ramp(tmp_path):
+    opt = learned.celo_adam(num_steps=100)
+    phi = jax.jit(opt.init)(jax.random.key(0))
+    learned.save(tmp_path / "mine", opt, phi, {})
+    found = learned.load(tmp_path / "mine", num_steps=5, scale=0.5)
+    expected = learned.scaled(learned.celo_adam(num_steps=5).bind(phi), scale=0.5)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    with pytest.raises(ValueError, match="num_steps must be a whole number of at least 1, got 0"):
+        learned.load(tmp_path / "mine", num_steps=0)
+
+
 # The factor and the decay.
 
 
