@@ -108,6 +108,21 @@ def key(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a PRNG key such as jax.random.key(0), got {shown}")
 
 
+def scalar_value(name: str, value: Any) -> Any:
+    """Requires that a function returned a scalar, and gives it back."""
+    if isinstance(value, tuple):
+        raise ValueError(
+            f"{name} must return a scalar, got a tuple of {len(value)}; of a function f that "
+            "returns (value, aux), give lambda *args: f(*args)[0]"
+        )
+    if value is None or isinstance(value, dict):
+        found = "None" if value is None else f"a dict of {list(value)}"
+        raise ValueError(f"{name} must return a scalar, got {found}")
+    if np.shape(value) != ():
+        raise ValueError(f"{name} must return a scalar, got shape {np.shape(value)}")
+    return value
+
+
 def refuse(name: str, value: Any, expected: str) -> NoReturn:
     """Raises the error for a value of another kind; of a long one it shows the beginning."""
     shown = repr(value)

@@ -26,6 +26,8 @@ import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from l2ljax import _checks
+
 Key: TypeAlias = PRNGKeyArray
 """A PRNG key, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`)."""
 
@@ -248,6 +250,24 @@ def as_pytree(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     return type(tx)(as_partial(tx.init), as_partial(tx.update))
 
 
+@dataclasses.dataclass(frozen=True)
+class _ScalarValued:
+    """A function with one scalar value; equal to another of the same function and name."""
+
+    function: Callable[..., Any]
+    name: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _checks.scalar_value(self.name, self.function(*args, **kwargs))
+
+
+def _scalar_valued(name: str, function: Any) -> Any:
+    """The function with a check of what it returns; what is no function is left as it is."""
+    if not isinstance(function, Partial) or isinstance(function.func, _ScalarValued):
+        return function
+    return Partial(_ScalarValued(function.func, name), *function.args, **function.keywords)
+
+
 def _wrap_callables(record: Any, *names: str) -> None:
     for name in names:
         value = getattr(record, name)
@@ -284,8 +304,11 @@ class Task:
 
     def __post_init__(self) -> None:
         _wrap_callables(self, "sample", "init", "loss", "objective")
-        if self.objective is None:
-            object.__setattr__(self, "objective", self.loss)
+        same = self.objective is None or self.objective is self.loss
+        loss = _scalar_valued("the task's loss", self.loss)
+        objective = loss if same else _scalar_valued("the task's objective", self.objective)
+        object.__setattr__(self, "loss", loss)
+        object.__setattr__(self, "objective", objective)
 
 
 def _flatten_task(task: Task) -> tuple[tuple[Any, ...], None]:

@@ -8,6 +8,7 @@ import optax
 import pytest
 from jax.tree_util import Partial
 
+import l2ljax
 from l2ljax.core import (
     Estimate,
     Estimator,
@@ -102,6 +103,27 @@ def test_another_objective_survives_the_way_through_jit() -> None:
     task = _quadratic(objective=lambda params, problem, key: jnp.array(7.0))
     value = jax.jit(lambda t: t.objective(jnp.zeros(3), jnp.zeros(3), jax.random.key(0)))(task)
     assert value == 7
+
+
+def test_what_a_loss_or_an_objective_returns_is_named_if_it_is_no_scalar() -> None:
+    def with_aux(params: Any, problem: Any, key: Any) -> Any:
+        return jnp.sum(params), {"accuracy": 1.0}
+
+    key, start = jax.random.key(0), jnp.zeros(3)
+    for name in ("loss", "objective"):
+        task = _quadratic(**{name: with_aux})
+        message = f"^the task's {name} must return a scalar, got a tuple of 2; .*value, aux"
+        with pytest.raises(ValueError, match=message):
+            getattr(task, name)(start, start, key)
+        with pytest.raises(ValueError, match=message):
+            l2ljax.evaluate.curves(optax.sgd(0.1), task, key=key, steps=2, problems=2)
+        opt = l2ljax.learned.hyperparameters(l2ljax.classic.momentum, learning_rate=0.1)
+        with pytest.raises(ValueError, match=message):
+            l2ljax.meta.train(opt, task, key=key, steps=1)
+    for value, found in ((jnp.ones(2), r"shape \(2,\)"), (None, "None")):
+        task = _quadratic(loss=lambda params, problem, key, value=value: value)
+        with pytest.raises(ValueError, match=f"the task's loss must return a scalar, got {found}"):
+            task.loss(start, start, key)
 
 
 def test_records_are_immutable() -> None:

@@ -73,7 +73,12 @@ def widen_function(
     """
     names = set(inspect.signature(value_fn).parameters) - {"value", "grad", "value_fn"}
     function = functools.partial(value_fn, **{k: v for k, v in extra.items() if k in names})
-    return lambda wide: jnp.asarray(function(optax.tree.cast_like(wide, params)), dtype)
+
+    def widened(wide: Params) -> Array:
+        value = _checks.scalar_value("value_fn", function(optax.tree.cast_like(wide, params)))
+        return jnp.asarray(value, dtype)
+
+    return widened
 
 
 def resolve(line_search: LineSearch, keep: bool) -> optax.GradientTransformationExtraArgs | None:

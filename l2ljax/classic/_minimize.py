@@ -211,9 +211,7 @@ def _minimize(
     def measure(params: Params, t: Array) -> tuple[Scalar, Updates]:
         return jax.value_and_grad(loss)(params, draw(t))
 
-    shape = jax.eval_shape(lambda: loss(params, draw(zero))).shape
-    if shape != ():
-        raise ValueError(f"loss must return a scalar, got the shape {shape}")
+    _checks.scalar_value("loss", jax.eval_shape(lambda: loss(params, draw(zero))))
 
     def advance(run: _Run) -> _Run:
         batch = draw(run.steps)

@@ -171,12 +171,17 @@ def implicit_gradient(
     """
     _checks.floating_leaves("psi", psi)
     solver = conjugate_gradients() if solver is None else solver
-    slope = jax.grad(loss)
+
+    def slope(params: Params, psi: PyTree) -> Params:
+        return jax.grad(lambda *args: _checks.scalar_value("loss", loss(*args)))(params, psi)
+
+    def measured(params: Params, psi: PyTree) -> Scalar:
+        return _checks.scalar_value("objective", objective(params, psi))
 
     def product(vector: Params) -> Params:
         return jax.jvp(lambda values: slope(values, psi), (params,), (vector,))[1]
 
-    value, (outer, direct) = jax.value_and_grad(objective, argnums=(0, 1))(params, psi)
+    value, (outer, direct) = jax.value_and_grad(measured, argnums=(0, 1))(params, psi)
     solved = solver(product, outer)
     inner, pull = jax.vjp(lambda psi: slope(params, psi), psi)
     (mixed,) = pull(solved)

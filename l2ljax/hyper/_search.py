@@ -163,18 +163,12 @@ def _evaluate_each(
             value = objective(dict(zip(space, row, strict=True)), key)
         except catch:
             continue
-        _require_scalar(value)
+        _checks.scalar_value("objective", value)
         try:
             values[i] = float(value)
         except (TypeError, ValueError):
             raise ValueError(f"objective must return a number, got {value!r}") from None
     return values
-
-
-def _require_scalar(value: Any) -> None:
-    if value is None or np.shape(value) != ():
-        found = "None" if value is None else f"shape {np.shape(value)}"
-        raise ValueError(f"objective must return a scalar, got {found}")
 
 
 def _evaluate_all(
@@ -227,7 +221,7 @@ def _evaluate(
             if isinstance(error, TypeError | jax.errors.JAXIndexError) or "Tracer" in str(error):
                 error.add_note(_NOTE)
             raise
-        _require_scalar(value)
+        _checks.scalar_value("objective", value)
         return jnp.asarray(value, jnp.result_type(value, float))
 
     return jax.vmap(evaluate, axis_size=size)(mapped)

@@ -287,6 +287,8 @@ def _loss(
         indices = jax.random.randint(key, (batch_size,), 0, len(data))
     inputs, labels = data.examples(indices)
     values = loss(apply(params, inputs), labels)
+    if isinstance(values, tuple):
+        _checks.scalar_value("loss", values)
     if jnp.shape(values) not in ((), inputs.shape[:1]):
         raise ValueError(
             f"loss must return a scalar or one value for each of {len(inputs)} examples, "

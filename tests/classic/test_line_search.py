@@ -281,6 +281,14 @@ def test_what_a_search_needs_is_asked_for_by_name(name):
         tx.update(w, state, **given)
 
 
+@every_method
+def test_a_function_that_returns_more_than_the_value_is_named(name):
+    tx, w = METHODS[name](line_search="backtracking"), jnp.ones(2)
+    given = {"value": jnp.ones(()), "grad": w, "value_fn": lambda w: (jnp.sum(w), {})}
+    with pytest.raises(ValueError, match="value_fn must return a scalar, got a tuple of 2"):
+        tx.update(w, tx.init(w), w, **given)
+
+
 def test_a_transformation_that_is_no_line_search_is_refused():
     tx = classic.bfgs(line_search=optax.with_extra_args_support(optax.scale(0.1)))
     with pytest.raises(ValueError, match="line_search must be an optax line search"):

@@ -384,7 +384,8 @@ def test_raw_keys_are_taken_too():
         ({"batch_size": 25}, "batch_size must be at most the number of examples in data, 24, got"),
         ({"batch_size": 1, "data": ()}, "batch_size must be at most the number of .* 0, got 1"),
         ({"batch_size": 1, "key": None}, "key must be given with batch_size=1, got None"),
-        ({"loss": lambda w, batch: w}, r"loss must return a scalar, got the shape \(3,\)"),
+        ({"loss": lambda w, batch: w}, r"loss must return a scalar, got shape \(3,\)"),
+        ({"loss": lambda w, batch: (w[0], {})}, r"loss must return a scalar, got a tuple of 2; of"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
