@@ -370,9 +370,10 @@ def test_complex_params_are_taken_or_refused_by_name(method):
 
 
 @every_method
-def test_sharded_params_keep_their_sharding_and_give_their_state_the_same(method):
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_sharded_params_keep_their_sharding_and_give_their_state_the_same(method, kind):
     tx = method.make()
-    mesh = jax.make_mesh((8,), ("shards",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((8,), ("shards",), axis_types=(jax.sharding.AxisType[kind],))
     rng = np.random.default_rng(0)
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("shards"))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

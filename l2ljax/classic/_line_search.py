@@ -24,6 +24,7 @@ from l2ljax.classic._common import (
     require_rate,
     step,
 )
+from l2ljax.classic._sharding import without_explicit_axes
 from l2ljax.classic._vectors import inner, widen, working_dtype
 from l2ljax.core import Params
 
@@ -247,17 +248,24 @@ def _search(
     wide_state = widen(state, dtype)
     size = wide_state.learning_rate
     wide_state = wide_state._replace(learning_rate=jnp.where(size > 0, size, 1))
+
     # The function has been traced by now; what remains is optax's own arithmetic, which mixes
     # float64 constants with float32 params where float64 is enabled.
+    def run(
+        function: Callable[[Params], Array],
+        state: Any,
+        at: Params,
+        along: Updates,
+        gradient: Updates,
+        value: Array,
+    ) -> Any:
+        return search.update(along, state, at, value=value, grad=gradient, value_fn=function)[1]
+
+    def function_of(trial: Params) -> Array:
+        return constant(widen(trial, dtype), *hoisted)
+
     with jax.numpy_dtype_promotion("standard"):
-        _, found = search.update(
-            along,
-            wide_state,
-            at,
-            value=value,
-            grad=gradient,
-            value_fn=lambda trial: constant(widen(trial, dtype), *hoisted),
-        )
+        found = without_explicit_axes(run, function_of, wide_state, at, along, gradient, value)
     found = widen(found, dtype)
     failed = found_nothing(found, value)
     start = {"learning_rate": 0.0, "value": value, "grad": gradient}

@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from l2ljax.classic._common import real_dtype, safe_sqrt
+from l2ljax.classic._sharding import gather, split_like
 
 
 def working_dtype(tree: PyTree) -> jnp.dtype:
@@ -25,7 +26,12 @@ def widen(tree: PyTree, dtype: jnp.dtype) -> PyTree:
 
 def flatten(tree: PyTree, dtype: jnp.dtype) -> tuple[Float[Array, " D"], Callable[..., PyTree]]:
     """All leaves in one vector of one dtype, and the way back to a tree of that dtype."""
-    return ravel_pytree(widen(tree, dtype))
+    vector, unravel = ravel_pytree(jax.tree.map(gather, widen(tree, dtype)))
+
+    def back(vector: Float[Array, " D"]) -> PyTree:
+        return jax.tree.map(split_like, unravel(vector), tree)
+
+    return vector, back
 
 
 def product(a: Array, b: Array) -> Array:

@@ -1,5 +1,6 @@
 """Line searches: wherever a transformation runs, they do, and no evaluation is made twice."""
 
+import contextlib
 import functools
 
 import jax
@@ -118,6 +119,40 @@ def test_the_search_compares_values_in_their_own_precision(x64):
     updates, state = tx.update(grad, tx.init(w), w, value=value, grad=grad, value_fn=value_fn)
     assert updates.dtype == state.line_search.learning_rate.dtype == jnp.float32
     assert value_fn(w + updates) < value - 10
+
+
+@pytest.mark.parametrize(("name", "search"), [PAIRS[1], PAIRS[2], PAIRS[3], PAIRS[7]])
+@pytest.mark.parametrize("entered", [False, True])
+def test_params_split_over_explicit_axes_are_searched_as_whole_ones_are(name, search, entered):
+    kinds = (jax.sharding.AxisType.Explicit,) * 2
+    mesh = jax.make_mesh((4, 2), ("rows", "columns"), axis_types=kinds)
+    whole = {"a": jnp.arange(16.0).reshape(4, 4) / 8, "b": jnp.array(3.0)}
+    places = {"a": jax.sharding.PartitionSpec("rows", "columns"), "b": jax.sharding.PartitionSpec()}
+    split = {
+        n: jax.device_put(w, jax.sharding.NamedSharding(mesh, places[n])) for n, w in whole.items()
+    }
+    tx = METHODS[name](line_search=search)
+
+    @jax.jit
+    def run(params, weights):
+        def value_fn(params):
+            return jnp.sum(weights * params["a"] ** 2) + 3 * (params["b"] - 1) ** 2
+
+        def step(carry, _):
+            params, state = carry
+            value, grad = optax.value_and_grad_from_state(value_fn)(params, state=state)
+            extra = {"value": value, "grad": grad, "value_fn": value_fn}
+            updates, state = tx.update(grad, state, params, **extra)
+            return (optax.apply_updates(params, updates), state), value
+
+        return jax.lax.scan(step, (params, tx.init(params)), length=3)
+
+    expected = run(whole, 1 + whole["a"])
+    with jax.set_mesh(mesh) if entered else contextlib.nullcontext():
+        found = run(split, 1 + split["a"])
+    for actual, leaf in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(actual, leaf, rtol=1e-3, atol=1e-5)
+    assert found[0][0]["a"].sharding.spec == places["a"]
 
 
 @every_search
