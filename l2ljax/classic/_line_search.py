@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from l2ljax import _checks
+from l2ljax._sharding import without_explicit_axes
 from l2ljax.classic._common import (
     Count,
     Leaf,
@@ -24,7 +25,6 @@ from l2ljax.classic._common import (
     require_rate,
     step,
 )
-from l2ljax.classic._sharding import without_explicit_axes
 from l2ljax.classic._vectors import inner, widen, working_dtype
 from l2ljax.core import Params
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
+from l2ljax._sharding import gather, split_like
 from l2ljax.classic._common import real_dtype, safe_sqrt
-from l2ljax.classic._sharding import gather, split_like
 
 
 def working_dtype(tree: PyTree) -> jnp.dtype:

@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from l2ljax import kernels
+from l2ljax._sharding import explicit, gather, split_like
 
 LARGE = 2**18
 """Coordinates from which on a leaf is a batch of its own, unless `layout` says otherwise."""
@@ -73,7 +74,7 @@ def pooled(tree: PyTree, layout: str) -> list[Any]:
 
 def batches(tree: PyTree, dtype: jnp.dtype, layout: str) -> list[Array]:
     """All coordinates in one dtype: the flat batch, then each large leaf in its own shape."""
-    pool = [jnp.asarray(_gathered(leaf), dtype) for leaf in pooled(tree, layout)]
+    pool = [jnp.asarray(gather(leaf), dtype) for leaf in pooled(tree, layout)]
     return [
         _join(pool) if pool else jnp.zeros(0, dtype),
         *(jnp.asarray(leaf, dtype) for leaf in _large(tree, layout)),
@@ -86,7 +87,7 @@ def unbatch(found: Sequence[Array], like: PyTree, layout: str) -> PyTree:
     flat = iter(_split(found[0], tuple(map(jnp.shape, pooled(like, layout)))))
     own = iter(found[1:])
     parts = [
-        next(own) if alone else _scattered(next(flat), leaf)
+        next(own) if alone else split_like(next(flat), leaf)
         for leaf, alone in zip(leaves, _alone(like, layout), strict=True)
     ]
     dtypes = [jax.dtypes.result_type(leaf) for leaf in leaves]
@@ -192,31 +193,12 @@ def _large(tree: PyTree, layout: str) -> list[Any]:
 @functools.partial(jax.jit, static_argnames=("rows", "dtype"))
 def _zeros(leaf: Array, *, rows: tuple[int, ...], dtype: jnp.dtype) -> Array:
     array = jnp.zeros((*rows, *jnp.shape(leaf)), dtype)
-    sharding = _explicit(leaf)
+    sharding = explicit(leaf)
     if sharding is not None and not jax.sharding.get_abstract_mesh().empty:
         spec = PartitionSpec(*[None] * len(rows), *sharding.spec)
         return jax.sharding.reshard(array, sharding.update(spec=spec))
     # Zeros depend on nothing, so the compiler would not split them. Never computed: the broadcast.
     return shard_alike(jnp.broadcast_to(leaf.astype(dtype), array.shape), array)[1]
-
-
-def _explicit(leaf: Any) -> Any:
-    """The sharding of a leaf where it is a part of the type and splits the leaf, else None."""
-    sharding = jax.typeof(leaf).sharding
-    return sharding if any(axis is not None for axis in sharding.spec) else None
-
-
-def _gathered(leaf: Any) -> Any:
-    """A leaf that may be joined with others."""
-    sharding = _explicit(leaf)
-    if sharding is None:
-        return leaf
-    return jax.sharding.reshard(leaf, sharding.update(spec=PartitionSpec()))
-
-
-def _scattered(part: Array, like: Any) -> Array:
-    sharding = _explicit(like)
-    return part if sharding is None else jax.sharding.reshard(part, sharding)
 
 
 def leaf_means(rows: Float[Array, "rows coordinates"], like: PyTree) -> Float[Array, "rows leaves"]:

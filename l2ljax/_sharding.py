@@ -1,4 +1,4 @@
-"""Params whose sharding is part of their type: mesh axes of the kind `AxisType.Explicit`.
+"""Arrays whose sharding is part of their type: mesh axes of the kind `AxisType.Explicit`.
 
 Where arrays are split over such an axis, a product that sums over it, or a reshape, has to be told
 how its result is split.
@@ -8,35 +8,35 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 
-def _split(x: Any) -> NamedSharding | None:
+def explicit(x: Any) -> NamedSharding | None:
     """How the type says that an array is split over devices; None if it is not."""
     sharding = jax.typeof(x).sharding
     return None if all(axis is None for axis in sharding.spec) else sharding
 
 
-def gather(x: Array) -> Array:
+def gather(x: Any) -> Any:
     """The array with all of it on each device, in its type."""
-    sharding = _split(x)
+    sharding = explicit(x)
     if sharding is None:
         return x
-    return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec()))
+    return jax.sharding.reshard(x, sharding.update(spec=PartitionSpec()))
 
 
 def split_like(x: Array, other: Any) -> Array:
     """The array, in its type split as another one is."""
-    sharding = _split(other)
+    sharding = explicit(other)
     return x if sharding is None else jax.sharding.reshard(x, sharding)
 
 
-def _on(mesh: AbstractMesh, tree: PyTree) -> PyTree:
+def _on(mesh: Mesh | AbstractMesh, tree: PyTree) -> PyTree:
     """The shardings of a tree on the mesh; what has none there is on each device."""
 
     def place(x: Any) -> NamedSharding:
-        sharding = _split(x)
+        sharding = explicit(x)
         return NamedSharding(mesh, PartitionSpec() if sharding is None else sharding.spec)
 
     return jax.tree.map(place, tree)
@@ -62,7 +62,7 @@ def without_explicit_axes(
         The result, split like `state`.
     """
     trees = (state, at, *others)
-    splits = [split for split in map(_split, jax.tree.leaves(trees)) if split is not None]
+    splits = [split for split in map(explicit, jax.tree.leaves(trees)) if split is not None]
     if not splits:
         return call(function, *trees)
     mesh = splits[0].mesh
