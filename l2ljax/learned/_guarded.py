@@ -102,13 +102,13 @@ def guarded(
     >>> for step in range(46):
     ...     loss, gradient = w**2 / 2, w
     ...     if step % 15 == 0:
-    ...         print(step, f"{loss:.2f}, steps of Adam to come: {state.left}")
+    ...         print(step, f"{loss:.1f}, steps of Adam to come: {state.left}")
     ...     updates, state = tx.update(gradient, state, w, value=loss)
     ...     w += updates
-    0 0.50, steps of Adam to come: 0
-    15 5.82, steps of Adam to come: 98
-    30 2.51, steps of Adam to come: 83
-    45 0.49, steps of Adam to come: 68
+    0 0.5, steps of Adam to come: 0
+    15 5.8, steps of Adam to come: 98
+    30 2.5, steps of Adam to come: 83
+    45 0.5, steps of Adam to come: 68
     """
     if isinstance(fallback, int | float | np.number):
         _checks.positive("fallback", fallback)
