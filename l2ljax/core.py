@@ -27,6 +27,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from l2ljax import _checks
+from l2ljax._closures import Closure, Configured
+from l2ljax._shown import brief, one_line
 
 Key: TypeAlias = PRNGKeyArray
 """A PRNG key, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`)."""
@@ -44,17 +46,6 @@ Scalar: TypeAlias = Float[Array, ""]
 """A loss."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Configured:
-    """A function with static settings; equal to another that has the same function and settings."""
-
-    function: Callable[..., Any]
-    settings: tuple[tuple[str, Any], ...]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **dict(self.settings), **kwargs)
-
-
 def closure(function: Callable[..., Any], *arrays: PyTree, **settings: Any) -> Partial:
     """Binds leading arguments as pytree leaves and keyword settings as static, hashable values.
 
@@ -67,14 +58,14 @@ def closure(function: Callable[..., Any], *arrays: PyTree, **settings: Any) -> P
         **settings: hashable values; they are compiled in.
 
     Returns:
-        A `jax.tree_util.Partial`.
+        A `jax.tree_util.Partial`, shown in one line.
 
     >>> scale = closure(lambda a, x, *, power: a * x**power, 2.0, power=3)
     >>> scale(2.0), jax.tree.leaves(scale)
     (16.0, [2.0])
     """
-    configured = _Configured(function, tuple(sorted(settings.items()))) if settings else function
-    return Partial(configured, *arrays)
+    configured = Configured(function, tuple(sorted(settings.items()))) if settings else function
+    return Closure(configured, *arrays)
 
 
 def as_partial(function: Callable[..., Any]) -> Partial:
@@ -84,7 +75,7 @@ def as_partial(function: Callable[..., Any]) -> Partial:
     0
     """
     if not isinstance(function, Partial):
-        return Partial(function)
+        return Closure(function)
     return function.func.function if isinstance(function.func, _Sealed) else function
 
 
@@ -93,6 +84,9 @@ class _Sealed:
 
     def __init__(self, function: Partial) -> None:
         self.function = function
+
+    def __repr__(self) -> str:
+        return repr(self.function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -142,7 +136,7 @@ def seal(tx: optax.GradientTransformation) -> optax.GradientTransformation:
 
     >>> def update(rate, updates, state, params=None):
     ...     return -rate * updates, state
-    >>> tx = optax.GradientTransformation(closure(tuple), closure(update, jax.numpy.array(0.5)))
+    >>> tx = optax.GradientTransformation(closure(tuple), closure(update, jax.numpy.float32(0.5)))
     >>> sealed = seal(tx)
     >>> sealed.update(2.0, ())[0], jax.tree.leaves(sealed), jax.tree.leaves(as_pytree(sealed))
     (Array(-1., dtype=float32), [], [Array(0.5, dtype=float32)])
@@ -154,7 +148,7 @@ def seal(tx: optax.GradientTransformation) -> optax.GradientTransformation:
 
 def _sealed(function: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(function, Partial) and jax.tree.leaves(function):
-        return Partial(_Sealed(function))
+        return Closure(_Sealed(function))
     return function
 
 
@@ -302,6 +296,8 @@ class Task:
     loss: Callable[[Params, Problem, Key], Scalar]
     objective: Callable[[Params, Problem, Key], Scalar] = None  # type: ignore[assignment]
 
+    __repr__ = one_line
+
     def __post_init__(self) -> None:
         _wrap_callables(self, "sample", "init", "loss", "objective")
         same = self.objective is None or self.objective is self.loss
@@ -354,6 +350,8 @@ class LearnedTask:
     init: Callable[[Key], PyTree]
     bind: Callable[[PyTree], Task]
 
+    __repr__ = one_line
+
     def __post_init__(self) -> None:
         _wrap_callables(self, "init", "bind")
 
@@ -367,6 +365,10 @@ class Spec(dict[str, Any]):
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(json.dumps(self, sort_keys=True, default=repr))
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self["arguments"].items())
+        return f"{self['name']}({arguments})"
 
 
 @jax.tree_util.register_dataclass
@@ -395,6 +397,12 @@ class LearnedOptimizer:
     init: Callable[[Key], Phi]
     bind: Callable[[Phi], optax.GradientTransformation]
     spec: Spec | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __repr__(self) -> str:
+        """By what rebuilds it, or by its functions."""
+        if self.spec is None:
+            return one_line(self)
+        return f"{type(self).__name__}({brief(self.spec, 140)})"
 
     def __post_init__(self) -> None:
         _wrap_callables(self, "init", "bind")
@@ -427,6 +435,8 @@ class ReversibleOptimizer(LearnedOptimizer):
 
     coefficients: Callable[[Phi, Params, Array], tuple[Params, Params]] = None  # type: ignore
 
+    __repr__ = LearnedOptimizer.__repr__
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _wrap_callables(self, "coefficients")
@@ -445,6 +455,9 @@ class Estimate(NamedTuple):
     grad: Phi
     aux: dict[str, Any]
 
+    def __repr__(self) -> str:
+        return one_line(self)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -459,6 +472,8 @@ class Estimator:
 
     init: Callable[[Key, Phi], Any]
     estimate: Callable[[Phi, Any, Key], tuple[Estimate, Any]]
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         _wrap_callables(self, "init", "estimate")

@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = {
-    **dict.fromkeys(["_checks", "_sharding"], -1),
+    "_shown": -2,
+    **dict.fromkeys(["_checks", "_closures", "_sharding"], -1),
     **dict.fromkeys(["core", "kernels"], 0),
     **dict.fromkeys(["networks", "checkpoint", "classic", "gaussian_process"], 1),
     **dict.fromkeys(["tasks", "learned"], 2),

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from l2ljax import _checks
+from l2ljax._shown import one_line
 from l2ljax.classic import _vectors
 from l2ljax.classic._common import Hyperparameter, Updates, require_scalars
 from l2ljax.classic._line_search import ended_early, found_nothing, searches
@@ -49,6 +50,9 @@ class Minimum(NamedTuple):
     value: Scalar
     steps: Int[Array, ""]
     reason: Int[Array, ""]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def minimize(

@@ -7,7 +7,7 @@ import json
 import pathlib
 import platform
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -47,26 +47,10 @@ def build(arguments: argparse.Namespace) -> None:
 def list_weights(arguments: argparse.Namespace) -> None:
     """Prints the weights that come with the package, or one card."""
     if arguments.weights is not None:
-        print("\n".join(_outline(learned.read_card(arguments.weights))))
+        print(learned.read_card(arguments.weights))
         return
     cards = learned.shipped()
-    if not cards:
-        print("no weights come with this version; `l2ljax train` makes some")
-    for name, card in cards.items():
-        shown = {key: card[key] for key in ("trained_on", "scores", "limits") if key in card}
-        print("\n".join(_outline({name: shown})))
-
-
-def _outline(values: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """Plain JSON values, a line each, indented as they are nested."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield f"{indent}{key}:"
-            yield from _outline(value, indent + "  ")
-        elif isinstance(value, float):
-            yield f"{indent}{key}: {value:.6g}"
-        else:
-            yield f"{indent}{key}: {value if isinstance(value, str) else json.dumps(value)}"
+    print(cards or "no weights come with this version; `l2ljax train` makes some")
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import optax
 from tqdm import tqdm
 
 from l2ljax import _checks
+from l2ljax._shown import cut, html_table, one_line
 from l2ljax.core import Key, Task
 from l2ljax.evaluate._arguments import (
     noted,
@@ -38,6 +39,9 @@ class Tunable(NamedTuple):
 
     factory: Factory
     grid: Grid
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 class Row(NamedTuple):
@@ -133,8 +137,17 @@ class Comparison:
             raise ImportError("to_frame needs pandas: pip install 'l2ljax[pandas]'") from error
         return pd.DataFrame([row._asdict() for row in self.rows]).set_index("name")
 
-    def __str__(self) -> str:
-        """The table as text."""
+    def __repr__(self) -> str:
+        problems, steps = np.shape(self.curves[self.reference])
+        shown = ", ".join(f"{row.name} {row.final:.4g}" for row in self.rows)
+        return f"Comparison({cut(shown, 120)}; {problems} problems, {steps - 1} steps)"
+
+    def _repr_html_(self) -> str:
+        header, *rows = self._table()
+        return html_table(header, rows)
+
+    def _table(self) -> list[list[str]]:
+        """The cells of the table, those of the header first."""
         percent = f"{100 * self.confidence:g}%"
         header = ["", "final loss", f"{percent} interval", "mean loss", "tuned"]
         header += [f"{self.reference} / this", f"{percent} interval"]
@@ -144,7 +157,12 @@ class Comparison:
             hopeless = tuning is not None and not np.isfinite(tuning.score)
             problems = len(self.curves[row.name])
             table.append(_cells(row, self.reference, hopeless, problems))
-        widths = [max(len(line[i]) for line in table) for i in range(len(header))]
+        return table
+
+    def __str__(self) -> str:
+        """The table as text."""
+        table = self._table()
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         return "\n".join(
             "  ".join(
                 [line[0].ljust(widths[0])]

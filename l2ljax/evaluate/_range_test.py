@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
+from l2ljax._shown import one_line
 from l2ljax.core import Key, Task, as_partial, as_pytree
 from l2ljax.evaluate._arguments import require_factory, require_task, require_transformation
 from l2ljax.meta import unroll_batch
@@ -41,6 +42,8 @@ class RangeTest:
     maximum: float | None
     reached: bool
     spacing: str
+
+    __repr__ = one_line
 
 
 def range_test(

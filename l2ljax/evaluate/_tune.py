@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
+from l2ljax._shown import one_line
 from l2ljax.core import Key, Task, as_partial, as_pytree
 from l2ljax.evaluate._arguments import require_factory, require_task, require_transformation
 from l2ljax.meta import final_loss, unroll_batch
@@ -39,6 +40,8 @@ class Tuning:
     points: dict[str, np.ndarray]
     scores: np.ndarray
     on_edge: bool
+
+    __repr__ = one_line
 
 
 def tune(

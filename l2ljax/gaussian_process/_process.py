@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from l2ljax import _checks
+from l2ljax._shown import one_line
 from l2ljax.core import Key, Scalar
 
 JITTER = 100
@@ -27,6 +28,9 @@ class Hyperparameters(NamedTuple):
     lengths: Float[Array, " dim"]
     signal: Float[Array, ""]
     noise: Float[Array, ""]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 class GaussianProcess(NamedTuple):
@@ -51,6 +55,9 @@ class GaussianProcess(NamedTuple):
     scale: Float[Array, ""]
     cholesky: Float[Array, "capacity capacity"]
     weights: Float[Array, " capacity"]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def matern(

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
+from l2ljax._shown import one_line
 from l2ljax.core import Scalar, closure
 
 Bounds = ArrayLike | Sequence[Sequence[float]]
@@ -29,6 +30,9 @@ class AskTellState(NamedTuple):
     x: Float[Array, " dim"]
     optimizer: Any
 
+    def __repr__(self) -> str:
+        return one_line(self)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,8 @@ class AskTell:
     init: Callable[[], AskTellState]
     ask: Callable[[AskTellState], Float[Array, " dim"]]
     tell: Callable[[AskTellState, ArrayLike], AskTellState]
+
+    __repr__ = one_line
 
 
 def ask_tell(

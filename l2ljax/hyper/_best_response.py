@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from l2ljax import _checks
+from l2ljax._shown import one_line
 from l2ljax.core import (
     Key,
     LearnedTask,
@@ -120,6 +121,9 @@ class BestResponse(NamedTuple):
     losses: Float[Array, " steps"]
     objectives: Float[Array, " tuning_steps"]
     std: PyTree | None
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def tune_global(

@@ -8,6 +8,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
+from l2ljax._shown import one_line
 from l2ljax.core import Key, LearnedTask, Params, Problem, Scalar, Task, closure
 
 _KINDS = ("base", "var", "rep")
@@ -23,6 +24,9 @@ class WeightPosterior(NamedTuple):
 
     mean: Params
     log_std: Params
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def complexity_control(

@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from l2ljax import _checks, networks
+from l2ljax._shown import one_line
 from l2ljax.core import Key, Params, Phi, Problem, Scalar, Task, as_partial, closure
 
 Draw = Callable[[Key], Params]
@@ -37,6 +38,8 @@ class Hypernetwork:
 
     init: Callable[[Key], Phi]
     apply: Callable[[Phi, PyTree], Params]
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "init", as_partial(self.init))

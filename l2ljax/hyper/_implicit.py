@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from l2ljax import _checks
+from l2ljax._shown import one_line
 from l2ljax.core import (
     Estimate,
     Key,
@@ -210,6 +211,9 @@ class Alternation(NamedTuple):
     losses: Float[Array, "steps inner_steps"]
     objectives: Float[Array, " steps"]
     aux: dict[str, Float[Array, " steps"]]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 def tune_implicit(

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
+from l2ljax._shown import one_line
 from l2ljax.core import Key
 from l2ljax.hyper._space import Axis, Space
 
@@ -35,6 +36,8 @@ class Method:
     name: str
     settings: dict[str, Any]
     start: Callable[[Space, Key, int], Proposer]
+
+    __repr__ = one_line
 
 
 def grid(points: int | Mapping[str, int] | None = None) -> Method:

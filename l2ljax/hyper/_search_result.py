@@ -1,12 +1,14 @@
 """What a search found, and what it can be expected to find."""
 
 import dataclasses
+import html
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from l2ljax import _checks
+from l2ljax._shown import brief, html_table, one_line
 from l2ljax.hyper._space import Space
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ class ExpectedBest(NamedTuple):
     low: np.ndarray
     high: np.ndarray
 
+    def __repr__(self) -> str:
+        return one_line(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class SearchResult:
@@ -42,6 +47,20 @@ class SearchResult:
     values: Float[np.ndarray, " trials"]
     best: dict[str, Any] | None
     value: float
+
+    def __repr__(self) -> str:
+        return f"SearchResult({self})"
+
+    def _repr_html_(self) -> str:
+        """The ten best trials, below what `print` says."""
+        order = np.argsort(np.where(np.isfinite(self.values), self.values, np.inf), kind="stable")
+        rows = [
+            [str(trial), *(brief(column[trial]) for column in self.trials.values()),
+             brief(self.values[trial])]
+            for trial in order[:10]
+        ]  # fmt: skip
+        table = html_table(["trial", *self.trials, "value"], rows)
+        return f"<p>{html.escape(str(self))}</p>{table}"
 
     @classmethod
     def of(

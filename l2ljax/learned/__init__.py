@@ -3,6 +3,7 @@
 from l2ljax.learned._adaptive import AdaptiveState
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
 from l2ljax.learned._black_box_lstm import BlackBoxState, black_box_lstm
+from l2ljax.learned._card import Card, Cards
 from l2ljax.learned._celo import CeloMemory, CeloState, celo
 from l2ljax.learned._celo_adam import CeloAdamState, celo_adam
 from l2ljax.learned._celo_schedule import CeloScheduleState
@@ -26,6 +27,8 @@ from l2ljax.learned._weights import load, read_card, restore, save, shipped
 __all__ = [
     "AdaptiveState",
     "BlackBoxState",
+    "Card",
+    "Cards",
     "CeloAdamState",
     "CeloMemory",
     "CeloScheduleState",

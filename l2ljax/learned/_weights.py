@@ -13,6 +13,7 @@ from l2ljax import _checks, checkpoint
 from l2ljax.core import LearnedOptimizer, Phi
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
 from l2ljax.learned._black_box_lstm import black_box_lstm
+from l2ljax.learned._card import Card, Cards
 from l2ljax.learned._celo import celo
 from l2ljax.learned._celo_adam import celo_adam
 from l2ljax.learned._hyperparameters import hyperparameters
@@ -97,7 +98,7 @@ def save(path: Path, opt: LearnedOptimizer, phi: Phi, card: Mapping[str, Any]) -
     checkpoint.save_weights(folder, phi, {**card, "optimizer": spec})
 
 
-def shipped() -> dict[str, dict[str, Any]]:
+def shipped() -> Cards:
     """The weights that come with the package.
 
     Returns:
@@ -110,10 +111,10 @@ def shipped() -> dict[str, dict[str, Any]]:
     >>> all("limits" in card for card in shipped().values())
     True
     """
-    return {path.parent.name: checkpoint.read_card(path.parent) for path in _shipped_cards()}
+    return Cards({path.parent.name: read_card(path.parent) for path in _shipped_cards()})
 
 
-def read_card(name_or_path: Path) -> dict[str, Any]:
+def read_card(name_or_path: Path) -> Card:
     """The card of saved weights.
 
     Args:
@@ -129,12 +130,12 @@ def read_card(name_or_path: Path) -> dict[str, Any]:
     >>> read_card("lstm-quadratic")["optimizer"]["name"]
     'lstm'
     """
-    return checkpoint.read_card(_folder(name_or_path))
+    return Card(checkpoint.read_card(_folder(name_or_path)))
 
 
 def restore(
     name_or_path: Path, *, opt: LearnedOptimizer | None = None, **settings: Any
-) -> tuple[LearnedOptimizer, Phi, dict[str, Any]]:
+) -> tuple[LearnedOptimizer, Phi, Card]:
     """Reads a learned optimizer, its meta-parameters and its card.
 
     Args:
@@ -169,7 +170,7 @@ def restore(
     (-1.5, None)
     """
     folder = _folder(name_or_path)
-    card = checkpoint.read_card(folder)
+    card = read_card(folder)
     where, spec = str(folder / checkpoint.CARD), card.get("optimizer", "nothing")
     if opt is not None:
         if not isinstance(opt, LearnedOptimizer):

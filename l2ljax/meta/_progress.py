@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
+from l2ljax._shown import one_line
 from l2ljax.core import Phi
 
 
@@ -33,6 +34,9 @@ class TrainState(NamedTuple):
     best_score: Float[Array, ""]
     stale: Int[Array, ""]
 
+    def __repr__(self) -> str:
+        return one_line(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
@@ -54,6 +58,8 @@ class TrainResult:
     history: dict[str, np.ndarray]
     state: TrainState
 
+    __repr__ = one_line
+
 
 class Progress(NamedTuple):
     """What callbacks get, after every compiled chunk of meta-steps.
@@ -70,6 +76,9 @@ class Progress(NamedTuple):
     steps: int
     metrics: dict[str, np.ndarray]
     validation: float | None
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 Callback = Callable[[Progress], bool | None]

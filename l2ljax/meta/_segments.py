@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks
+from l2ljax._shown import one_line
 from l2ljax.core import (
     Estimate,
     Estimator,
@@ -101,6 +102,8 @@ class SegmentEstimator(Estimator):
 
     horizons: Horizons = dataclasses.field(kw_only=True, metadata={"static": True})
     truncation: int = dataclasses.field(kw_only=True, metadata={"static": True})
+
+    __repr__ = one_line
 
 
 def segmented(

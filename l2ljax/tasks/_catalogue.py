@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from l2ljax import _checks
+from l2ljax._shown import one_line
 from l2ljax.core import Task
 from l2ljax.tasks._cifar10 import cifar10
 from l2ljax.tasks._classifiers import convnet_classifier, mlp_classifier
@@ -31,6 +32,8 @@ class Family:
 
     train: Task
     evaluation: Task
+
+    __repr__ = one_line
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from l2ljax import _checks
+from l2ljax._shown import one_line
 
 
 def _static(default: Any) -> Any:
@@ -42,6 +43,8 @@ class Split:
     maximum: int | None = _static(None)
     axis: str | None = _static(None)
     total: int | None = _static(None)
+
+    __repr__ = one_line
 
     def __len__(self) -> int:
         return len(self.inputs) if self.total is None else self.total
@@ -132,6 +135,8 @@ class Dataset:
     test: Split | Any = None
     name: str = _static("data set")
     classes: int | None = _static(None)
+
+    __repr__ = one_line
 
     def split(self, name: str) -> Split:
         """One part of the data, checked.

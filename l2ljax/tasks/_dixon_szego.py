@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
+from l2ljax._shown import one_line
 from l2ljax.core import Key, Problem, Scalar, Task, closure
 
 
@@ -102,6 +103,8 @@ class BoxFunction:
     bounds: tuple[tuple[float, float], ...]
     minimum: float
     minimizers: tuple[tuple[float, ...], ...]
+
+    __repr__ = one_line
 
 
 DIXON_SZEGO: dict[str, BoxFunction] = {

@@ -19,6 +19,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from l2ljax import _checks, networks
+from l2ljax._shown import one_line
 from l2ljax.core import closure
 
 
@@ -32,6 +33,9 @@ class FeatureMaps(NamedTuple):
 
     content: tuple[Array, ...]
     style: tuple[Array, ...]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 Features = Callable[[Float[Array, "batch height width 3"]], FeatureMaps]
