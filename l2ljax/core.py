@@ -16,19 +16,29 @@ like any optax transformation it may stand where no arrays may, as in a Flax NNX
 
 import dataclasses
 import functools
+import inspect
 import json
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
-import numpy as np
 import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from l2ljax import _checks
-from l2ljax._closures import Closure, Configured
+from l2ljax._closures import as_partial as as_partial
+from l2ljax._closures import closure as closure
+from l2ljax._functions import Static
+from l2ljax._programs import compiled
 from l2ljax._shown import brief, one_line
+from l2ljax._transformations import CoordinatewiseTransformation as CoordinatewiseTransformation
+from l2ljax._transformations import ReplayableTransformation as ReplayableTransformation
+from l2ljax._transformations import Transformation as Transformation
+from l2ljax._transformations import as_pytree as as_pytree
+from l2ljax._transformations import is_transformation as is_transformation
+from l2ljax._transformations import require_transformation as require_transformation
+from l2ljax._transformations import seal as seal
 
 Key: TypeAlias = PRNGKeyArray
 """A PRNG key, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`)."""
@@ -44,112 +54,6 @@ Problem: TypeAlias = PyTree
 
 Scalar: TypeAlias = Float[Array, ""]
 """A loss."""
-
-
-def closure(function: Callable[..., Any], *arrays: PyTree, **settings: Any) -> Partial:
-    """Binds leading arguments as pytree leaves and keyword settings as static, hashable values.
-
-    Two closures of one module-level function with equal settings have equal tree structures, so a
-    compiled program that takes one of them serves the other without retracing.
-
-    Args:
-        function: a module-level function `function(*arrays, *args, **settings)`.
-        *arrays: pytrees; their leaves become leaves of the result.
-        **settings: hashable values; they are compiled in.
-
-    Returns:
-        A `jax.tree_util.Partial`, shown in one line.
-
-    >>> scale = closure(lambda a, x, *, power: a * x**power, 2.0, power=3)
-    >>> scale(2.0), jax.tree.leaves(scale)
-    (16.0, [2.0])
-    """
-    configured = Configured(function, tuple(sorted(settings.items()))) if settings else function
-    return Closure(configured, *arrays)
-
-
-def as_partial(function: Callable[..., Any]) -> Partial:
-    """Makes any function a pytree; a `Partial` is returned as it is, a sealed one is opened.
-
-    >>> len(jax.tree.leaves(as_partial(max)))
-    0
-    """
-    if not isinstance(function, Partial):
-        return Closure(function)
-    return function.func.function if isinstance(function.func, _Sealed) else function
-
-
-class _Sealed:
-    """A function whose arrays are no leaves; equal to another with the same function and arrays."""
-
-    def __init__(self, function: Partial) -> None:
-        self.function = function
-
-    def __repr__(self) -> str:
-        return repr(self.function)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
-
-    @functools.cached_property
-    def _content(self) -> tuple[Any, ...]:
-        leaves, structure = jax.tree.flatten(self.function)
-        return structure, tuple(map(_array_content, leaves))
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        return isinstance(other, _Sealed) and self._content == other._content
-
-    def __hash__(self) -> int:
-        return hash(self._content)
-
-
-def _array_content(leaf: Any) -> Any:
-    """What two arrays have in common that a compiled program cannot tell apart."""
-    if not isinstance(leaf, jax.Array):
-        leaf = np.asarray(leaf)
-        return leaf.shape, leaf.dtype, leaf.tobytes()
-    if leaf.is_deleted() or not leaf.is_fully_addressable or _is_key(leaf):
-        return id(leaf)
-    values = np.asarray(leaf)
-    return leaf.shape, leaf.dtype, leaf.weak_type, leaf.sharding, values.tobytes()
-
-
-def _is_key(leaf: jax.Array) -> bool:
-    return bool(jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
-def seal(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Makes the arrays of a transformation a static part of it, as they are in those of optax.
-
-    They are then no leaves, so that it may stand where no arrays may: Flax NNX refuses them in an
-    attribute such as the `tx` of `nnx.Optimizer`. `jax.jit` still takes it as an argument; one with
-    equal arrays shares the program, and `as_pytree` makes them leaves again.
-
-    Args:
-        tx: a transformation; one that carries traced arrays is returned as it is, since what is
-            static cannot be differentiated or mapped over.
-
-    Returns:
-        The same transformation, of the same type.
-
-    >>> def update(rate, updates, state, params=None):
-    ...     return -rate * updates, state
-    >>> tx = optax.GradientTransformation(closure(tuple), closure(update, jax.numpy.float32(0.5)))
-    >>> sealed = seal(tx)
-    >>> sealed.update(2.0, ())[0], jax.tree.leaves(sealed), jax.tree.leaves(as_pytree(sealed))
-    (Array(-1., dtype=float32), [], [Array(0.5, dtype=float32)])
-    """
-    fields = (tx.init, tx.update)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(fields))
-    return tx if traced else type(tx)(*map(_sealed, fields))
-
-
-def _sealed(function: Callable[..., Any]) -> Callable[..., Any]:
-    if isinstance(function, Partial) and jax.tree.leaves(function):
-        return Closure(_Sealed(function))
-    return function
 
 
 @runtime_checkable
@@ -168,98 +72,25 @@ class Divisible(Protocol):
         ...
 
 
-class CoordinatewiseTransformation(optax.GradientTransformation):
-    """A transformation whose update treats every coordinate alone.
+class _ScalarValued(Static):
+    """A function with one scalar value, and what errors call that."""
 
-    The mark says that a batch of problems is to it one bigger problem: `update` of params stacked
-    on a new axis equals `jax.vmap` of `update`. Meta-training and evaluation then skip that
-    `vmap` and hand it all coordinates of the batch at once, which for a network a coordinate is
-    several times faster. It takes no extra arguments.
-    """
-
-
-class ReplayableTransformation(CoordinatewiseTransformation):
-    """One whose updates depend on gradients and state alone, and that may replay many of them.
-
-    Where gradients are constants to a meta-gradient, its backward pass is that of the optimizer on
-    gradients that are known by then. A type that has a quicker way through all of them than one
-    update after another says so by this mark, and overrides `replay`; where that would compute
-    again what an update knows, the update may note it.
-    """
-
-    def notes(self, state: Any, steps: int) -> Any:
-        """Room for what `noting` notes of so many steps.
-
-        Args:
-            state: the state before the first step.
-            steps: how many there will be.
-        """
-        del state, steps
-        return None
-
-    def noting(self, gradients: Params, state: Any, notes: Any) -> tuple[Params, Any, Any]:
-        """`update` with notes for `replay`.
-
-        Args:
-            gradients: of one step.
-            state: the state before it.
-            notes: of the steps before it, first those of `notes`.
-
-        Returns:
-            Updates, the new state, and the notes with those of this step.
-        """
-        return (*self.update(gradients, state), notes)
-
-    def replay(self, gradients: Params, state: Any, notes: Any = None) -> tuple[Params, Any]:
-        """The updates that gradients lead to, one after another.
-
-        Args:
-            gradients: a tree of gradients with a leading axis of steps.
-            state: the state before the first step.
-            notes: what `noting` noted of these very steps.
-
-        Returns:
-            Updates, with that axis too, and the state after the last step; `jax.vjp` of both serves
-            by the arrays of the transformation and by `state`.
-        """
-        del notes
-
-        def step(state: Any, gradient: Params) -> tuple[Any, Params]:
-            updates, state = self.update(gradient, state)
-            return state, updates
-
-        state, updates = jax.lax.scan(step, state, gradients)
-        return updates, state
-
-
-def as_pytree(tx: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Makes any optax transformation an argument that `jax.jit` takes.
-
-    Args:
-        tx: a transformation; the arrays of one whose fields are `Partial` are leaves of the result.
-
-    Returns:
-        The same transformation, of the same type, with `Partial` fields.
-    """
-    return type(tx)(as_partial(tx.init), as_partial(tx.update))
-
-
-@dataclasses.dataclass(frozen=True)
-class _ScalarValued:
-    """A function with one scalar value; equal to another of the same function and name."""
-
-    function: Callable[..., Any]
-    name: str
+    __slots__ = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _checks.scalar_value(self.name, self.function(*args, **kwargs))
+        function, name = self.value
+        return _checks.scalar_value(name, function(*args, **kwargs))
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.value[0])
 
 
 def _scalar_valued(name: str, function: Any) -> Any:
     """The function with a check of what it returns; what is no function is left as it is."""
     if not isinstance(function, Partial) or isinstance(function.func, _ScalarValued):
         return function
-    return Partial(_ScalarValued(function.func, name), *function.args, **function.keywords)
+    return Partial(_ScalarValued((function.func, name)), *function.args, **function.keywords)
 
 
 def _wrap_callables(record: Any, *names: str) -> None:
@@ -363,12 +194,29 @@ class Spec(dict[str, Any]):
     immutable.
     """
 
+    @functools.cached_property
+    def _text(self) -> str:
+        return _canonical_text(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, dict):
+            return False
+        return self._text == (other._text if isinstance(other, Spec) else _canonical_text(other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(json.dumps(self, sort_keys=True, default=repr))
+        return hash(self._text)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self["arguments"].items())
         return f"{self['name']}({arguments})"
+
+
+def _canonical_text(value: dict[str, Any]) -> str:
+    # What is no JSON value is equal to itself alone.
+    return json.dumps(value, sort_keys=True, default=lambda own: f"{type(own)} at {id(own)}")
 
 
 @jax.tree_util.register_dataclass
@@ -477,3 +325,7 @@ class Estimator:
 
     def __post_init__(self) -> None:
         _wrap_callables(self, "init", "estimate")
+        for name in ("init", "estimate"):
+            function = getattr(self, name)
+            if isinstance(function, Partial) and function.func is not compiled:
+                object.__setattr__(self, name, closure(compiled, function))

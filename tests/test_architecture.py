@@ -15,8 +15,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 FLOORS = {
-    "_shown": -2,
-    **dict.fromkeys(["_checks", "_closures", "_sharding"], -1),
+    **dict.fromkeys(["_functions", "_shown"], -3),
+    **dict.fromkeys(["_checks", "_closures", "_programs", "_sharding"], -2),
+    "_transformations": -1,
     **dict.fromkeys(["core", "kernels"], 0),
     **dict.fromkeys(["networks", "checkpoint", "classic", "gaussian_process"], 1),
     **dict.fromkeys(["tasks", "learned"], 2),

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from l2ljax import _checks
+from l2ljax._programs import in_one_program
 from l2ljax.classic._bfgs import first_scale, measure_pair, require_min_cosine
 from l2ljax.classic._common import (
     Hyperparameter,
@@ -188,4 +189,4 @@ def scale_by_lbfgs(
             optax.safe_increment(state.count), pairs, w, g, steps, changes, rho, scale
         )
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, in_one_program(update))

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from l2ljax import _checks
+from l2ljax._programs import in_one_program
 from l2ljax._sharding import without_explicit_axes
 from l2ljax.classic._common import (
     Count,
@@ -172,7 +173,7 @@ def descend(
             steps, searched = _search(search, steps, searched, params, asked, extra)
         return steps, DescentState(next_count(state.count), inner_state, searched)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, in_one_program(update))
 
 
 def found_nothing(search: Any, before: Array, moved: Array | bool = True) -> Array:

@@ -11,11 +11,12 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from l2ljax import _checks
+from l2ljax._programs import program
 from l2ljax._shown import one_line
 from l2ljax.classic import _vectors
 from l2ljax.classic._common import Hyperparameter, Updates, require_scalars
 from l2ljax.classic._line_search import ended_early, found_nothing, searches
-from l2ljax.core import Key, Params, Scalar, as_partial, as_pytree
+from l2ljax.core import Key, Params, Scalar, Transformation, as_partial, as_pytree
 
 
 class StopReason(enum.IntEnum):
@@ -56,7 +57,7 @@ class Minimum(NamedTuple):
 
 
 def minimize(
-    tx: optax.GradientTransformation,
+    tx: Transformation,
     loss: Callable[[Params, PyTree], Any],
     params: Params,
     data: PyTree = (),
@@ -188,7 +189,7 @@ class _Run(NamedTuple):
     reason: Int[Array, ""]
 
 
-@jax.jit(static_argnames="batch_size")
+@program("batch_size")
 def _minimize(
     tx: optax.GradientTransformation,
     loss: Callable[[Params, PyTree], Any],

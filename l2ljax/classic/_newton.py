@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from l2ljax import _checks
+from l2ljax._programs import in_one_program
 from l2ljax.classic._common import (
     Hyperparameter,
     LearningRate,
@@ -16,7 +17,12 @@ from l2ljax.classic._common import (
     require_params,
     require_scalars,
 )
-from l2ljax.classic._line_search import LineSearch, descend, require_extra, widen_function
+from l2ljax.classic._line_search import (
+    LineSearch,
+    descend,
+    require_extra,
+    widen_function,
+)
 from l2ljax.classic._spectral import spectral_solve
 from l2ljax.classic._vectors import add_scaled, flatten, inner, norm, widen, working_dtype
 from l2ljax.core import Params
@@ -182,7 +188,7 @@ def scale_by_curvature(
             ) from error
         return optax.tree.cast_like(d, updates), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, in_one_program(update))
 
 
 def _masked(params: Params) -> bool:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, PyTree
 from l2ljax import _checks
 from l2ljax.classic._common import Updates, require_params
 from l2ljax.classic._schedules import cycle_length
-from l2ljax.core import Params
+from l2ljax.core import Params, Transformation, as_pytree
 
 
 class SnapshotState(NamedTuple):
@@ -30,7 +30,7 @@ class SnapshotState(NamedTuple):
 
 
 def with_snapshots(
-    tx: optax.GradientTransformation, steps: int, cycles: int
+    tx: Transformation, steps: int, cycles: int
 ) -> optax.GradientTransformationExtraArgs:
     r"""Keeps the params at the end of each of M cycles, after updates number
 
@@ -74,7 +74,7 @@ def with_snapshots(
             f"cycles must leave an update for the last one, got {cycles}: steps={steps} are over "
             f"after {-(-steps // length)} cycles of {length} updates"
         )
-    inner = optax.with_extra_args_support(tx)
+    inner = optax.with_extra_args_support(as_pytree(tx))
 
     def init(params: Params) -> SnapshotState:
         empty = jax.tree.map(lambda w: jnp.stack([jnp.zeros_like(w)] * cycles), params)

@@ -4,9 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import optax
-
-from l2ljax.core import LearnedOptimizer, LearnedTask, Task
+from l2ljax.core import LearnedTask, Task
 
 
 def require_task(name: str, task: Any) -> None:
@@ -21,18 +19,6 @@ def require_task(name: str, task: Any) -> None:
     elif isinstance(task, LearnedTask):
         hint = "; its `bind(psi)` is one"
     raise ValueError(f"{name} must be a core.Task, got {_shown(task)}{hint}")
-
-
-def require_transformation(name: str, tx: Any, others: str = "") -> None:
-    """Refuses what is no transformation; `others` says what else there might have been."""
-    if isinstance(tx, optax.GradientTransformation):
-        return
-    hint = ""
-    if isinstance(tx, LearnedOptimizer):
-        hint = "; its `bind(phi)` is a transformation, as is what `learned.load` returns"
-    elif callable(tx):
-        hint = "; call it with a learning rate"
-    raise ValueError(f"{name} must be an optax transformation{others}, got {_shown(tx)}{hint}")
 
 
 def require_factory(name: str, factory: Any) -> None:

@@ -7,20 +7,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from tqdm import tqdm
 
 from l2ljax import _checks
 from l2ljax._shown import cut, html_table, one_line
-from l2ljax.core import Key, Task
+from l2ljax.core import Key, Task, Transformation, require_transformation
 from l2ljax.evaluate._arguments import (
     noted,
     require_factory,
     require_task,
-    require_transformation,
 )
 from l2ljax.evaluate._curves import curves
-from l2ljax.evaluate._tune import Factory, Grid, Tuning, require_grid, tune
+from l2ljax.evaluate._tune import Factory, Grid, Tuning, curves_at, require_grid, tune
 from l2ljax.meta import final_loss
 
 if TYPE_CHECKING:
@@ -173,7 +171,7 @@ class Comparison:
 
 
 def compare(
-    optimizers: Mapping[str, optax.GradientTransformation | Tunable],
+    optimizers: Mapping[str, Transformation | Tunable],
     task: Task,
     *,
     key: Key,
@@ -254,7 +252,7 @@ def compare(
     for name, optimizer in bar:
         bar.set_postfix_str(name)
         with noted(f"optimizers[{name!r}]"):
-            tx: Any = optimizer
+            shared: dict[str, Any] = {"key": key, "steps": steps, "problems": problems}
             if isinstance(optimizer, Tunable):
                 if name not in known:
                     known[name] = tune(
@@ -267,10 +265,10 @@ def compare(
                         window=window,
                         at_once=tuning_at_once,
                     )
-                best = known[name].best
-                by_name = isinstance(optimizer.grid, Mapping)
-                tx = optimizer.factory(**best) if by_name else optimizer.factory(*best.values())
-            runs[name] = np.asarray(curves(tx, task, key=key, steps=steps, problems=problems))
+                run = curves_at(*optimizer, known[name].best, task, **shared)
+            else:
+                run = curves(optimizer, task, **shared)
+            runs[name] = np.asarray(run)
 
     final = {
         name: np.asarray(final_loss(jnp.asarray(run), window), np.float64)
@@ -283,7 +281,7 @@ def compare(
     return Comparison(rows, runs, known, reference, confidence)
 
 
-def _require_optimizers(optimizers: Mapping[str, optax.GradientTransformation | Tunable]) -> None:
+def _require_optimizers(optimizers: Mapping[str, Transformation | Tunable]) -> None:
     """Refuses a bad entry by its name, before one of the others has run."""
     if not isinstance(optimizers, Mapping):
         raise ValueError(f"optimizers must be a mapping from names, got {type(optimizers)}")

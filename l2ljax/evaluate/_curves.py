@@ -1,16 +1,15 @@
 """Loss curves of one optimizer over many problems."""
 
-import optax
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
-from l2ljax.core import Key, Task, as_pytree
-from l2ljax.evaluate._arguments import require_task, require_transformation
+from l2ljax.core import Key, Task, Transformation, require_transformation
+from l2ljax.evaluate._arguments import require_task
 from l2ljax.meta import unroll_batch
 
 
 def curves(
-    tx: optax.GradientTransformation,
+    tx: Transformation,
     task: Task,
     *,
     key: Key,
@@ -43,4 +42,4 @@ def curves(
     _checks.key("key", key)
     _checks.count("steps", steps)
     _checks.count("problems", problems)
-    return unroll_batch(as_pytree(tx), task, key, horizon=steps, problems=problems)
+    return unroll_batch(tx, task, key, horizon=steps, problems=problems)

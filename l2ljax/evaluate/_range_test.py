@@ -3,16 +3,16 @@
 import dataclasses
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
+from l2ljax._programs import program
 from l2ljax._shown import one_line
 from l2ljax.core import Key, Task, as_partial, as_pytree
-from l2ljax.evaluate._arguments import require_factory, require_task, require_transformation
+from l2ljax.evaluate._arguments import require_factory, require_task
 from l2ljax.meta import unroll_batch
 
 _SPACINGS: dict[str, Callable[..., np.ndarray]] = {"linear": np.linspace, "log": np.geomspace}
@@ -128,7 +128,7 @@ def range_test(
     return RangeTest(rates, losses, smoothed, base, maximum, reached, spacing)
 
 
-@jax.jit(static_argnames="problems")
+@program("problems")
 def _sweep(
     make: Callable[..., optax.GradientTransformation],
     task: Task,
@@ -136,9 +136,8 @@ def _sweep(
     rates: Float[Array, " steps"],
     problems: int,
 ) -> Float[Array, "{problems} steps"]:
-    tx = make(lambda count: rates[count])
-    require_transformation("what factory makes", tx)
-    return unroll_batch(as_pytree(tx), task, key, horizon=len(rates), problems=problems)[:, 1:]
+    tx = as_pytree(make(lambda count: rates[count]), "what factory makes")
+    return unroll_batch(tx, task, key, horizon=len(rates), problems=problems)[:, 1:]
 
 
 def _smooth(level: np.ndarray) -> np.ndarray:

@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
+from l2ljax._programs import program
 from l2ljax._shown import one_line
-from l2ljax.core import Key, Task, as_partial, as_pytree
-from l2ljax.evaluate._arguments import require_factory, require_task, require_transformation
+from l2ljax.core import Key, Task, Transformation, as_partial, as_pytree, closure
+from l2ljax.evaluate._arguments import require_factory, require_task
 from l2ljax.meta import final_loss, unroll_batch
 
-Factory = Callable[..., optax.GradientTransformation]
+Factory = Callable[..., Transformation]
 Grid = Sequence[float] | np.ndarray | Array | Mapping[str, Sequence[float]]
 
 RATE = "learning_rate"
@@ -101,7 +102,7 @@ def tune(
     if window > steps:
         raise ValueError(f"window must be at most steps={steps}, got {window}")
     values = require_grid(grid)
-    make = as_partial(factory if isinstance(grid, Mapping) else _ByRate(factory))
+    make = _maker(factory, grid)
 
     points: dict[str, list[float]] = {name: [] for name in values}
     scores: list[float] = []
@@ -138,14 +139,44 @@ def tune(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _ByRate:
+def curves_at(
+    factory: Factory,
+    grid: Grid,
+    setting: Mapping[str, float],
+    task: Task,
+    *,
+    key: Key,
+    steps: int,
+    problems: int,
+) -> Float[Array, "{problems} {steps}+1"]:
+    """The `curves` of an optimizer with a setting of the grid; one program serves them all."""
+    return _losses(_maker(factory, grid), task, key, dict(setting), steps=steps, problems=problems)
+
+
+@program("steps", "problems")
+def _losses(
+    make: Partial,
+    task: Task,
+    key: Key,
+    setting: dict[str, Array],
+    *,
+    steps: int,
+    problems: int,
+) -> Float[Array, "{problems} {steps}+1"]:
+    tx = as_pytree(make(**setting), "what factory makes")
+    return unroll_batch(tx, task, key, horizon=steps, problems=problems)
+
+
+def _maker(factory: Factory, grid: Grid) -> Partial:
+    """A function of a setting's values by name."""
+    return (
+        as_partial(factory) if isinstance(grid, Mapping) else closure(_by_rate, as_partial(factory))
+    )
+
+
+def _by_rate(factory: Partial, learning_rate: Array) -> Transformation:
     """Calls a factory with the rate as its first argument, whatever its name."""
-
-    factory: Factory
-
-    def __call__(self, learning_rate: Array) -> optax.GradientTransformation:
-        return self.factory(learning_rate)
+    return factory(learning_rate)
 
 
 def require_grid(grid: Grid) -> dict[str, list[float]]:
@@ -188,7 +219,7 @@ def _beyond(
     return None
 
 
-@jax.jit(static_argnames=("steps", "problems", "window", "at_once"))
+@program("steps", "problems", "window", "at_once")
 def _score_all(
     make: Factory,
     task: Task,
@@ -201,9 +232,7 @@ def _score_all(
     at_once: int | None,
 ) -> Float[Array, " points"]:
     def score(point: dict[str, Array]) -> Float[Array, ""]:
-        tx = make(**point)
-        require_transformation("what factory makes", tx)
-        losses = unroll_batch(as_pytree(tx), task, key, horizon=steps, problems=problems)
+        losses = _losses(make, task, key, point, steps=steps, problems=problems)
         return final_loss(losses, window).mean()
 
     if at_once is None:

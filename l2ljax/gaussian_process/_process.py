@@ -9,8 +9,9 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from l2ljax import _checks
+from l2ljax._programs import compiled
 from l2ljax._shown import one_line
-from l2ljax.core import Key, Scalar
+from l2ljax.core import Key, Scalar, closure
 
 JITTER = 100
 """Added to the diagonal, in units of the dtype's precision and the signal: duplicates may stand."""
@@ -199,6 +200,10 @@ def fit(
     0.14 0.14
     """
     _checks.count("steps", steps)
+    return compiled(closure(_fit, steps=steps), points, values, present)
+
+
+def _fit(points: Array, values: Array, present: Array | None, *, steps: int) -> GaussianProcess:
     dim, dtype = points.shape[1], points.dtype
     # One vector is faster to compile than a tree: lengths, signal, noise.
     median = jnp.log(jnp.array([dim**0.5 / 2] * dim + [1, 1e-4], dtype))

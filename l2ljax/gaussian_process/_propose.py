@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
-from l2ljax.core import Key
+from l2ljax._programs import compiled
+from l2ljax.core import Key, as_partial, closure
 from l2ljax.gaussian_process._acquisitions import ACQUISITIONS, score
 from l2ljax.gaussian_process._process import GaussianProcess, posterior
 
@@ -64,6 +65,23 @@ def propose(
     _checks.non_negative("margin", margin)
     _checks.non_negative("kappa", kappa)
     _checks.count("candidates", candidates)
+    run = closure(_propose, acquisition=acquisition, candidates=candidates)
+    # Numbers of Python's stay what they are to the dtypes of others.
+    embedding = None if embed is None else as_partial(embed)
+    return compiled(run, gp, key, margin, kappa, units, embedding)
+
+
+def _propose(
+    gp: GaussianProcess,
+    key: Key,
+    margin: float | Array,
+    kappa: float | Array,
+    units: Array | None,
+    embed: Callable[[Array], Array] | None,
+    *,
+    acquisition: str,
+    candidates: int,
+) -> Array:
     units = gp.points if units is None else units
     shape, dtype = (candidates, units.shape[1]), units.dtype
     uniform_key, near_key, draw_key, *keys = jax.random.split(key, 3 + len(WIDTHS))

@@ -12,8 +12,9 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
+from l2ljax._programs import compiled
 from l2ljax._shown import one_line
-from l2ljax.core import Scalar, closure
+from l2ljax.core import Scalar, Transformation, as_partial, as_pytree, closure
 
 Bounds = ArrayLike | Sequence[Sequence[float]]
 """The lower and the upper bound of each variable, f[dim, 2]."""
@@ -53,7 +54,7 @@ class AskTell:
 
 
 def ask_tell(
-    tx: optax.GradientTransformationExtraArgs,
+    tx: Transformation,
     bounds: Bounds,
     start: Sequence[float] | ArrayLike | None = None,
 ) -> AskTell:
@@ -82,6 +83,7 @@ def ask_tell(
     >>> round(values[0]), min(values) < 5
     (24, True)
     """
+    tx = as_pytree(tx)
     low, high = _box(bounds)
     first = jnp.zeros(low.shape) if start is None else _to_box(low, high, start)
     return AskTell(
@@ -90,7 +92,7 @@ def ask_tell(
 
 
 def minimize_black_box(
-    tx: optax.GradientTransformationExtraArgs,
+    tx: Transformation,
     function: Callable[[Float[Array, " dim"]], Any],
     bounds: Bounds,
     *,
@@ -122,10 +124,20 @@ def minimize_black_box(
     """
     _checks.count("horizon", horizon)
     optimizer = ask_tell(tx, bounds, start)
-    first = optimizer.init().x
+    run = closure(_minimize_black_box, horizon=int(horizon))
+    return compiled(run, as_pytree(tx), optimizer.ask, optimizer.init().x, as_partial(function))
 
+
+def _minimize_black_box(
+    tx: optax.GradientTransformationExtraArgs,
+    ask: Callable[[AskTellState], Array],
+    first: Array,
+    function: Callable[[Array], Any],
+    *,
+    horizon: int,
+) -> tuple[Array, Array]:
     def place(x: Array) -> Array:
-        return optimizer.ask(AskTellState(x, ()))
+        return ask(AskTellState(x, ()))
 
     xs, ys = evaluate_in_turn(tx, lambda x, _: function(place(x)), first, horizon=horizon)
     return jax.vmap(place)(xs), ys
@@ -165,6 +177,12 @@ def _ask(low: Array, high: Array, state: AskTellState) -> Array:
 
 
 def _tell(
+    tx: optax.GradientTransformationExtraArgs, state: AskTellState, value: ArrayLike
+) -> AskTellState:
+    return compiled(_move, tx, state, value)
+
+
+def _move(
     tx: optax.GradientTransformationExtraArgs, state: AskTellState, value: ArrayLike
 ) -> AskTellState:
     # There is no gradient: zeros stand where it would.

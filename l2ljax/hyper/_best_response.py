@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from l2ljax import _checks
+from l2ljax._programs import program
 from l2ljax._shown import one_line
 from l2ljax.core import (
     Key,
@@ -17,6 +18,7 @@ from l2ljax.core import (
     Problem,
     Scalar,
     Task,
+    Transformation,
     as_partial,
     as_pytree,
     closure,
@@ -135,8 +137,8 @@ def tune_global(
     steps: int,
     tuning_steps: int,
     batch: int = 1,
-    optimizer: optax.GradientTransformation | None = None,
-    meta_optimizer: optax.GradientTransformation | None = None,
+    optimizer: Transformation | None = None,
+    meta_optimizer: Transformation | None = None,
     lam: PyTree | None = None,
 ) -> BestResponse:
     r"""Learns the best response to all λ, then descends on it.
@@ -193,21 +195,19 @@ def tune_global(
         network,
         response,
         key,
-        _pytree_or(optimizer, 1e-3),
-        _pytree_or(meta_optimizer, 1e-2),
+        _pytree_or("optimizer", optimizer, 1e-3),
+        _pytree_or("meta_optimizer", meta_optimizer, 1e-2),
         lam,
         steps=steps,
         tuning_steps=tuning_steps,
     )
 
 
-def _pytree_or(
-    tx: optax.GradientTransformation | None, rate: float
-) -> optax.GradientTransformation:
-    return as_pytree(optax.adam(rate) if tx is None else tx)
+def _pytree_or(name: str, tx: Transformation | None, rate: float) -> optax.GradientTransformation:
+    return as_pytree(optax.adam(rate) if tx is None else tx, name)
 
 
-@jax.jit(static_argnames=("steps", "tuning_steps"))
+@program("steps", "tuning_steps")
 def _tune_global(
     task: LearnedTask,
     network: Hypernetwork,
@@ -250,8 +250,8 @@ def tune_local(
     training_steps: int = 1,
     tuning_steps: int = 1,
     entropy: float | None = None,
-    optimizer: optax.GradientTransformation | None = None,
-    meta_optimizer: optax.GradientTransformation | None = None,
+    optimizer: Transformation | None = None,
+    meta_optimizer: Transformation | None = None,
     lam: PyTree | None = None,
 ) -> BestResponse:
     r"""Learns the best response around λ̂ alone, and moves λ̂ meanwhile.
@@ -322,8 +322,8 @@ def tune_local(
         key,
         jnp.asarray(std),
         None if entropy is None else jnp.asarray(entropy),
-        _pytree_or(optimizer, 1e-3),
-        _pytree_or(meta_optimizer, 1e-2),
+        _pytree_or("optimizer", optimizer, 1e-3),
+        _pytree_or("meta_optimizer", meta_optimizer, 1e-2),
         lam,
         batch=batch,
         **counts,
@@ -339,7 +339,7 @@ class _Local(NamedTuple):
     meta_state: Any
 
 
-@jax.jit(static_argnames=("steps", "training_steps", "tuning_steps", "batch"))
+@program("steps", "training_steps", "tuning_steps", "batch")
 def _tune_local(
     task: LearnedTask,
     network: Hypernetwork,

@@ -6,9 +6,11 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
 
 from l2ljax import _checks
+from l2ljax._programs import compiled, program
 from l2ljax._shown import one_line
 from l2ljax.core import (
     Estimate,
@@ -17,6 +19,7 @@ from l2ljax.core import (
     Params,
     Problem,
     Scalar,
+    Transformation,
     as_partial,
     as_pytree,
     closure,
@@ -58,7 +61,11 @@ def neumann(terms: int = 20, learning_rate: float = 0.1) -> Solver:
     """
     _checks.count("terms", terms)
     _checks.positive("learning_rate", learning_rate)
-    return closure(_neumann, jnp.asarray(learning_rate), terms=terms)
+    return closure(_solve, closure(_neumann, jnp.asarray(learning_rate), terms=terms))
+
+
+def _solve(solver: Partial, matvec: Callable[[Params], Params], vector: Params) -> Params:
+    return compiled(solver, as_partial(matvec), vector)
 
 
 def _neumann(
@@ -101,12 +108,13 @@ def conjugate_gradients(
     _checks.count("iterations", iterations)
     _checks.non_negative("damping", damping)
     _checks.non_negative("tolerance", tolerance)
-    return closure(
+    solver = closure(
         _conjugate_gradients,
         jnp.asarray(damping),
         iterations=iterations,
         tolerance=float(tolerance),
     )
+    return closure(_solve, solver)
 
 
 def _conjugate_gradients(
@@ -172,7 +180,16 @@ def implicit_gradient(
     """
     _checks.floating_leaves("psi", psi)
     solver = conjugate_gradients() if solver is None else solver
+    return compiled(_implicit_gradient, *map(as_partial, (loss, objective, solver)), params, psi)
 
+
+def _implicit_gradient(
+    loss: Callable[..., Scalar],
+    objective: Callable[..., Scalar],
+    solver: Solver,
+    params: Params,
+    psi: PyTree,
+) -> Estimate:
     def slope(params: Params, psi: PyTree) -> Params:
         return jax.grad(lambda *args: _checks.scalar_value("loss", loss(*args)))(params, psi)
 
@@ -222,8 +239,8 @@ def tune_implicit(
     key: Key,
     steps: int,
     inner_steps: int = 10,
-    optimizer: optax.GradientTransformation | None = None,
-    meta_optimizer: optax.GradientTransformation | None = None,
+    optimizer: Transformation | None = None,
+    meta_optimizer: Transformation | None = None,
     solver: Solver | None = None,
     params: Params | None = None,
     psi: PyTree | None = None,
@@ -273,8 +290,8 @@ def tune_implicit(
     return _alternate(
         task,
         key,
-        as_pytree(optax.adam(1e-3) if optimizer is None else optimizer),
-        as_pytree(optax.adam(1e-2) if meta_optimizer is None else meta_optimizer),
+        as_pytree(optax.adam(1e-3) if optimizer is None else optimizer, "optimizer"),
+        as_pytree(optax.adam(1e-2) if meta_optimizer is None else meta_optimizer, "meta_optimizer"),
         as_partial(conjugate_gradients() if solver is None else solver),
         params,
         psi,
@@ -283,7 +300,7 @@ def tune_implicit(
     )
 
 
-@jax.jit(static_argnames=("steps", "inner_steps"))
+@program("steps", "inner_steps")
 def _alternate(
     task: LearnedTask,
     key: Key,

@@ -8,14 +8,14 @@ import optax
 from jax.tree_util import Partial
 
 from l2ljax import _checks
-from l2ljax.core import Key, Scalar, Task, as_partial, as_pytree, closure
+from l2ljax.core import Key, Scalar, Task, Transformation, as_partial, closure
 from l2ljax.meta import begin_episode, episode_keys, final_loss, unroll, unroll_batch
 
 Family = Task | Callable[..., Task]
 
 
 def objective(
-    factory: Callable[..., optax.GradientTransformation],
+    factory: Callable[..., Transformation],
     task: Family,
     *,
     steps: int = 100,
@@ -85,7 +85,7 @@ def _objective(
     task_settings: tuple[str, ...],
 ) -> Scalar:
     of_task = {name: settings[name] for name in task_settings}
-    tx = as_pytree(factory(**{n: value for n, value in settings.items() if n not in of_task}))
+    tx = factory(**{n: value for n, value in settings.items() if n not in of_task})
     task = task if isinstance(task, Task) else task(**of_task)
     if validation is None:
         losses = unroll_batch(tx, task, key, horizon=steps, problems=problems)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from l2ljax import _checks, checkpoint
+from l2ljax._programs import program
 from l2ljax.core import Key, Scalar, as_partial
 from l2ljax.hyper._bayesian import bayesian
 from l2ljax.hyper._methods import Method, grid, quasi_random, random, words
@@ -204,7 +205,7 @@ def _evaluate_all(
     return values
 
 
-@jax.jit(static_argnames=("static", "size"))
+@program("static", "size")
 def _evaluate(
     objective: Objective,
     mapped: dict[str, Array],

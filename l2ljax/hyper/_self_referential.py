@@ -10,7 +10,18 @@ import optax
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
-from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Scalar, Task, closure
+from l2ljax._programs import compiled
+from l2ljax.core import (
+    Key,
+    LearnedOptimizer,
+    Params,
+    Phi,
+    Scalar,
+    Task,
+    Transformation,
+    as_pytree,
+    closure,
+)
 from l2ljax.hyper._whole_episodes import whole_episodes
 from l2ljax.meta import Episode, EstimatorFactory
 
@@ -169,7 +180,7 @@ def _pointed_at(
 
 
 def run_stream(
-    tx: optax.GradientTransformation,
+    tx: Transformation,
     inputs: Float[Array, "horizon inputs"],
     targets: Float[Array, "horizon outputs"],
 ) -> tuple[Float[Array, "horizon outputs"], SelfReferentialState]:
@@ -183,7 +194,12 @@ def run_stream(
     Returns:
         The outputs, and the state after each step, with a leading axis of steps.
     """
+    return compiled(_run_stream, as_pytree(tx), inputs, targets)
 
+
+def _run_stream(
+    tx: optax.GradientTransformation, inputs: Array, targets: Array
+) -> tuple[Array, SelfReferentialState]:
     def step(carry: tuple[Any, Array], at: tuple[Array, Array]) -> Any:
         (state, evaluation), (seen, target) = carry, at
         output, state = tx.update(jnp.concatenate([seen, evaluation]), state)

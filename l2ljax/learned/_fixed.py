@@ -2,10 +2,10 @@
 
 import optax
 
-from l2ljax.core import Key, LearnedOptimizer, Phi, as_pytree, closure
+from l2ljax.core import Key, LearnedOptimizer, Phi, Transformation, as_pytree, closure
 
 
-def fixed(tx: optax.GradientTransformation) -> LearnedOptimizer:
+def fixed(tx: Transformation) -> LearnedOptimizer:
     """An optimizer that has nothing to learn, for where only a task's metaparameters are learned.
 
     Args:

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from l2ljax import _checks, classic
-from l2ljax.core import Params, as_pytree, closure, seal
+from l2ljax.core import Params, Transformation, as_pytree, closure, seal
 
 # The spread must lag behind a loss that grows, or it would excuse any growth.
 _SLOWER = 5
@@ -43,8 +43,8 @@ class GuardedState(NamedTuple):
 
 
 def guarded(
-    tx: optax.GradientTransformation,
-    fallback: optax.GradientTransformation | float = 1e-3,
+    tx: Transformation,
+    fallback: Transformation | float = 1e-3,
     *,
     decay: float = 0.95,
     tolerance: float = 1.5,
@@ -112,12 +112,14 @@ def guarded(
     """
     if isinstance(fallback, int | float | np.number):
         _checks.positive("fallback", fallback)
-        fallback = classic.adam(fallback)
+        other: Transformation = classic.adam(fallback)
+    else:
+        other = fallback
     _checks.fraction("decay", decay)
     _checks.non_negative("tolerance", tolerance)
     _checks.scalars(decay=decay, tolerance=tolerance)
     _checks.count("stay", stay)
-    members = {"guarded": as_pytree(tx), "fallback": as_pytree(fallback)}
+    members = {"guarded": as_pytree(tx), "fallback": as_pytree(other, "fallback")}
     return seal(
         optax.GradientTransformationExtraArgs(
             init=closure(_init, members, stay=min(stay, _LONGEST)),

@@ -12,9 +12,20 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks, classic
-from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Spec, closure
+from l2ljax._programs import in_one_program
+from l2ljax.core import (
+    Key,
+    LearnedOptimizer,
+    Params,
+    Phi,
+    Spec,
+    Transformation,
+    as_pytree,
+    closure,
+    is_transformation,
+)
 
-Factory = Callable[..., optax.GradientTransformation]
+Factory = Callable[..., Transformation]
 
 FRACTIONS = ("b1", "b2", "decay", "momentum", "rho")
 """Arguments that lie between zero and one."""
@@ -110,7 +121,7 @@ def hyperparameters(
         raise ValueError(f"factory must be a function or the name of one, got {factory!r}")
     _require_numeric(factory, values, own=name is None)
     first = factory(**values)
-    if not isinstance(first, optax.GradientTransformation):
+    if not is_transformation(first):
         raise ValueError(f"factory must make an optax transformation, got {first!r}")
     arguments = {"factory": name, "horizon": horizon, **{k: float(v) for k, v in values.items()}}
     structure = None if like is None else jax.tree.structure(like)
@@ -237,7 +248,7 @@ def _at(
     number = 1 if structure is None else structure.num_leaves
     return [
         optax.with_extra_args_support(
-            factory(**{name: value(name, column[i]) for name, column in columns.items()})
+            as_pytree(factory(**{name: value(name, column[i]) for name, column in columns.items()}))
         )
         for i in range(number)
     ]
@@ -264,18 +275,34 @@ def _update(
     params: Params | None = None,
     **rest: Any,
 ) -> tuple[Params, HyperparametersState]:
-    names = ("factory", "horizon", "structure")
-    settings, extra = {k: rest.pop(k) for k in names}, rest
-    methods = _at(phi, state.count, **settings)
+    settings = {name: rest.pop(name) for name in ("factory", "horizon", "structure")}
+    # Methods made of φ are others after each step, φ is an argument of one program.
+    return in_one_program(functools.partial(_move, **settings))(
+        updates, (phi, state), params, **rest
+    )
+
+
+def _move(
+    updates: Params,
+    known: tuple[Phi, HyperparametersState],
+    params: Params | None,
+    *,
+    factory: Factory,
+    horizon: int | None,
+    structure: Any,
+    **extra: Any,
+) -> tuple[Params, HyperparametersState]:
+    phi, state = known
+    methods = _at(phi, state.count, factory=factory, horizon=horizon, structure=structure)
     count = optax.safe_increment(state.count)
-    if settings["structure"] is None:
+    if structure is None:
         updates, inner = methods[0].update(updates, state.inner, params, **extra)
         return updates, HyperparametersState(count, inner)
-    leaves, structure = jax.tree.flatten(updates)
+    leaves, present = jax.tree.flatten(updates)
     others = [None] * len(leaves) if params is None else jax.tree.leaves(params)
     moved = [
         tx.update(leaf, inner, param)
         for tx, leaf, inner, param in zip(methods, leaves, state.inner, others, strict=True)
     ]
     new, states = zip(*moved, strict=True) if moved else ((), ())
-    return jax.tree.unflatten(structure, new), HyperparametersState(count, states)
+    return jax.tree.unflatten(present, new), HyperparametersState(count, states)

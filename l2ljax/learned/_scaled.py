@@ -13,7 +13,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from l2ljax import _checks
-from l2ljax.core import CoordinatewiseTransformation, Params, as_partial, as_pytree, closure, seal
+from l2ljax.core import (
+    CoordinatewiseTransformation,
+    Params,
+    Transformation,
+    as_partial,
+    as_pytree,
+    closure,
+    seal,
+)
 from l2ljax.learned import _coordinates
 
 Mask: TypeAlias = PyTree | Callable[[Params], PyTree] | None
@@ -38,7 +46,7 @@ class ScaledState(NamedTuple):
 
 
 def scaled(
-    tx: optax.GradientTransformation,
+    tx: Transformation,
     *,
     num_steps: int | None = None,
     scale: Rate = 1.0,
@@ -107,13 +115,13 @@ def scaled(
     if mask is not None and not decays:
         raise ValueError("mask must be left out without weight_decay: it says which params decay")
     if num_steps is None and _is(scale, 1.0) and not decays:
-        return tx
-    kind = type(tx)
+        return tx if isinstance(tx, optax.GradientTransformation) else as_pytree(tx)
+    inner = as_pytree(tx)
+    kind = type(inner)
     if not issubclass(kind, optax.GradientTransformationExtraArgs):
         # A function may read shapes, which a batch of problems changes.
         alone = issubclass(kind, CoordinatewiseTransformation) and not by_function
         kind = CoordinatewiseTransformation if alone else optax.GradientTransformation
-    inner = as_pytree(tx)
     update = closure(
         _update,
         inner,

@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import PyTree
 
 from l2ljax import _checks
-from l2ljax.core import Estimator, LearnedOptimizer, as_partial
+from l2ljax.core import Estimator, LearnedOptimizer, as_partial, is_transformation
 from l2ljax.meta._devices import DATA
 from l2ljax.meta._progress import TrainState
 from l2ljax.meta._segments import SegmentEstimator, TruncatedState
@@ -31,7 +31,7 @@ def require_kinds(opt: Any, meta_optimizer: Any, estimator: Any, mesh: Any, data
         _checks.refuse(
             "opt", opt, "a LearnedOptimizer such as learned.lstm(), or learned.fixed(tx)"
         )
-    if meta_optimizer is not None and not _has_functions(meta_optimizer, "init", "update"):
+    if meta_optimizer is not None and not is_transformation(meta_optimizer):
         _checks.refuse(
             "meta_optimizer", meta_optimizer, "an optax transformation such as optax.adam(0.1)"
         )
@@ -126,10 +126,6 @@ def require_segment(state: TrainState, estimates: Estimator) -> None:
                 f"{_OTHER}: its episodes are at inner step {step}, where no segment of "
                 f"truncation={maker.truncation} and horizon={longest} ends"
             )
-
-
-def _has_functions(value: Any, *names: str) -> bool:
-    return all(callable(getattr(value, name, None)) for name in names)
 
 
 def _takes_three(function: Any) -> bool:

@@ -11,7 +11,7 @@ import optax
 from jax.tree_util import Partial
 
 from l2ljax import _checks
-from l2ljax.core import Key, LearnedOptimizer, LearnedTask, Phi, Task, closure
+from l2ljax.core import Key, LearnedOptimizer, LearnedTask, Phi, Task, as_pytree, closure
 
 
 def bind(
@@ -19,7 +19,7 @@ def bind(
 ) -> tuple[optax.GradientTransformation, Task]:
     """The transformation and the task at φ."""
     own, psi = split(task, phi)
-    return opt.bind(own), task_at(task, psi)
+    return as_pytree(opt.bind(own), "what opt binds"), task_at(task, psi)
 
 
 def split(task: Task | LearnedTask, phi: Phi) -> tuple[Phi, Any]:

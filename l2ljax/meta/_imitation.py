@@ -15,6 +15,7 @@ from l2ljax.core import (
     Params,
     Scalar,
     Task,
+    Transformation,
     as_partial,
     as_pytree,
     closure,
@@ -33,7 +34,7 @@ class _Carry(NamedTuple):
 
 
 def imitation(
-    teacher: optax.GradientTransformation,
+    teacher: Transformation,
     *,
     horizon: int | Sequence[int] = 100,
     truncation: int = 20,
@@ -90,7 +91,7 @@ def imitation(
     1.0000 20.000
     """
     lengths = horizons(horizon, truncation, curriculum)
-    teacher = as_pytree(teacher)
+    teacher = as_pytree(teacher, "teacher")
 
     def factory(
         opt: LearnedOptimizer,
@@ -119,7 +120,7 @@ def imitation(
 
 
 def _start(
-    tx: optax.GradientTransformation, teacher: optax.GradientTransformation, params: Params
+    tx: optax.GradientTransformation, teacher: Transformation, params: Params
 ) -> tuple[Any, Any]:
     return init_batch(teacher, params), init_batch(tx, params)
 
@@ -127,7 +128,7 @@ def _start(
 def _run(
     tx: optax.GradientTransformation,
     task: Task,
-    teacher: optax.GradientTransformation,
+    teacher: Transformation,
     state: TruncatedState,
     *,
     truncation: int,

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Int
 
 from l2ljax import _checks
+from l2ljax._programs import program
 from l2ljax.core import (
     Estimator,
     Key,
@@ -22,6 +23,7 @@ from l2ljax.core import (
     Phi,
     Scalar,
     Task,
+    Transformation,
     as_pytree,
 )
 from l2ljax.meta._arguments import (
@@ -56,7 +58,7 @@ def make_step(
     *,
     key: Key,
     batch: int = 1,
-    meta_optimizer: optax.GradientTransformation | None = None,
+    meta_optimizer: Transformation | None = None,
     estimator: EstimatorFactory | None = None,
     phi: Phi | None = None,
     mesh: Mesh | None = None,
@@ -111,7 +113,7 @@ def train(
     key: Key,
     steps: int,
     batch: int = 1,
-    meta_optimizer: optax.GradientTransformation | None = None,
+    meta_optimizer: Transformation | None = None,
     estimator: EstimatorFactory | None = None,
     validate: Callable[[Phi], Scalar] | None = None,
     validate_every: int = 100,
@@ -275,7 +277,7 @@ def _prepare(
     opt: LearnedOptimizer,
     task: Task | LearnedTask | Sequence[Task | LearnedTask],
     batch: int,
-    meta_optimizer: optax.GradientTransformation | None,
+    meta_optimizer: Transformation | None,
     estimator: EstimatorFactory | None,
     mesh: Mesh | None,
     data: str = "replicated",
@@ -299,7 +301,7 @@ def _first(rows: Array, size: int) -> np.ndarray:
     return found if len(found) == size else found[:size].copy()
 
 
-@jax.jit
+@program()
 def _jitted_start(
     draw: Partial,
     estimates: Estimator,
@@ -341,7 +343,7 @@ def _step(
     return state, metrics
 
 
-_jitted_step = jax.jit(_step)
+_jitted_step = program()(_step)
 
 
 def _step_on(
@@ -355,7 +357,7 @@ def _step_on(
     return handed_out(mesh, on(mesh, _jitted_step, estimates, meta, state, key))
 
 
-@jax.jit(static_argnames="capacity")
+@program("capacity")
 def _jitted_chunk(
     estimates: Estimator,
     meta: optax.GradientTransformation,

@@ -11,12 +11,23 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks
-from l2ljax.core import CoordinatewiseTransformation, Key, Params, Problem, Scalar, Task
+from l2ljax._programs import compiled, program
+from l2ljax.core import (
+    CoordinatewiseTransformation,
+    Key,
+    Params,
+    Problem,
+    Scalar,
+    Task,
+    Transformation,
+    as_pytree,
+    closure,
+)
 from l2ljax.meta._episodes import Episode, begin_episodes
 
 
 def unroll(
-    tx: optax.GradientTransformation,
+    tx: Transformation,
     task: Task,
     problem: Problem,
     key: Key,
@@ -58,6 +69,19 @@ def unroll(
     """
     _checks.count("horizon", horizon)
     _checks.key("key", key)
+    run = closure(_unroll, horizon=int(horizon), second_derivatives=bool(second_derivatives))
+    return compiled(run, as_pytree(tx), task, problem, key)
+
+
+def _unroll(
+    tx: optax.GradientTransformation,
+    task: Task,
+    problem: Problem,
+    key: Key,
+    *,
+    horizon: int,
+    second_derivatives: bool,
+) -> tuple[Float[Array, "{horizon}+1"], Params]:
     _, init_key, loss_key = jax.random.split(key, 3)
     params = task.init(init_key, problem)
     losses, params, _ = advance(
@@ -73,14 +97,13 @@ def unroll(
     return losses, params
 
 
-@jax.jit(static_argnames=("horizon", "problems"))
 def unroll_batch(
-    tx: optax.GradientTransformation, task: Task, key: Key, *, horizon: int, problems: int
+    tx: Transformation, task: Task, key: Key, *, horizon: int, problems: int
 ) -> Float[Array, "{problems} {horizon}+1"]:
     """The objective of `problems` fresh problems at θ₀ … θ_T, in one compiled program.
 
     Args:
-        tx: a transformation with `Partial` fields (see `core.as_pytree`).
+        tx: any optax transformation.
         task: the family that problems come from.
         key: problem i uses `fold_in(key, i)`.
         horizon: inner steps T.
@@ -89,6 +112,13 @@ def unroll_batch(
     Returns:
         One run a row.
     """
+    return _unroll_batch(as_pytree(tx), task, key, horizon=horizon, problems=problems)
+
+
+@program("horizon", "problems")
+def _unroll_batch(
+    tx: optax.GradientTransformation, task: Task, key: Key, *, horizon: int, problems: int
+) -> Float[Array, "{problems} {horizon}+1"]:
     episode = begin_episodes(task, key, problems)
     losses, _, _ = advance(
         update_rule(tx, task, batched=True),

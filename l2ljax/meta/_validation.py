@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from l2ljax import _checks
+from l2ljax._programs import program
 from l2ljax.core import (
     Key,
     LearnedOptimizer,
@@ -14,7 +15,6 @@ from l2ljax.core import (
     Phi,
     Scalar,
     Task,
-    as_pytree,
     closure,
 )
 from l2ljax.meta._binding import bind, tasks_of
@@ -132,7 +132,7 @@ def _score(
     window: int,
 ) -> Scalar:
     tx, bound = bind(opt, task, phi)
-    losses = unroll_batch(as_pytree(tx), bound, key, horizon=horizon, problems=problems)
+    losses = unroll_batch(tx, bound, key, horizon=horizon, problems=problems)
     score = final_loss(losses, window).mean()
     return jnp.where(jnp.isfinite(score), score, jnp.inf)
 
@@ -149,9 +149,7 @@ def _score_several(
     scores = []
     for i, (task, (horizon, window)) in enumerate(zip(tasks, settings, strict=True)):
         tx, bound = bind(opt, task, phi)
-        losses = unroll_batch(
-            as_pytree(tx), bound, member_key(key, i), horizon=horizon, problems=problems
-        )
+        losses = unroll_batch(tx, bound, member_key(key, i), horizon=horizon, problems=problems)
         # Logarithms of means: one problem that is solved exactly does not decide alone.
         first, last = losses[:, 0].mean(), final_loss(losses, window).mean()
         # All of them solved exactly is the best there is, but a score is finite.
@@ -161,7 +159,7 @@ def _score_several(
     return jnp.where(jnp.isfinite(score), score, jnp.inf)
 
 
-@jax.jit
+@program()
 def consider(
     validate: Callable[[Phi], Scalar], state: TrainState
 ) -> tuple[TrainState, Float[Array, ""]]:

@@ -20,7 +20,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from l2ljax import _checks, kernels
-from l2ljax.core import Key, Phi
+from l2ljax._programs import compiled
+from l2ljax.core import Key, Phi, closure
 from l2ljax.networks._common import scaled_normal
 
 # A tenth of the usual deviation: an optimizer that is not trained yet should do little harm. Larger
@@ -248,6 +249,13 @@ def lstm_sequence(
     network = _Network(_CoordinateLSTM(hidden))
     if xs.size and kernels.cpu_serves((phi, carries, xs)):
         return kernels.cpu_lstm_sequence(network, phi, carries, xs, notes)
+    return compiled(closure(_steps, hidden=hidden), phi, carries, xs)
+
+
+def _steps(
+    phi: Phi, carries: tuple[tuple[Array, Array], ...], xs: Array, *, hidden: tuple[int, ...]
+) -> tuple[tuple[tuple[Array, Array], ...], Array]:
+    network = _Network(_CoordinateLSTM(hidden))
     step = jax.checkpoint(functools.partial(network, phi), prevent_cse=False)
     return jax.lax.scan(step, carries, xs)
 

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, UInt8
 
 from l2ljax import _checks
+from l2ljax._programs import program
 from l2ljax.core import Key, Problem, Scalar, Task, as_partial, closure
 from l2ljax.tasks._features import Features, random_features
 from l2ljax.tasks._images import as_bytes, check_pixels, crops, resize, sample_images
@@ -223,7 +224,7 @@ def _single_at_least(values: Array) -> Array:
     return values.astype(jnp.float32) if jnp.finfo(values.dtype).bits < 32 else values
 
 
-@jax.jit
+@program()
 def _style(features: Partial, style: Array) -> _Style:
     content, maps = features(_in_unit(style)[None])
     squares = tuple(map(_mean_square, maps))

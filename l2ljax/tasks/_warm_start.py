@@ -7,10 +7,11 @@ import optax
 from jaxtyping import Array, Int
 
 from l2ljax import _checks
-from l2ljax.core import Key, Params, Problem, Task, as_pytree, closure
+from l2ljax._programs import compiled
+from l2ljax.core import Key, Params, Problem, Task, Transformation, as_pytree, closure
 
 
-def warm_start(task: Task, tx: optax.GradientTransformation, *, steps: int) -> Task:
+def warm_start(task: Task, tx: Transformation, *, steps: int) -> Task:
     r"""The task from params that another optimizer has already trained for a while.
 
     $$\tilde\theta_0 = \theta_n, \qquad \theta_{t+1} = \theta_t + u_t(\nabla f(\theta_t)),
@@ -42,10 +43,11 @@ def warm_start(task: Task, tx: optax.GradientTransformation, *, steps: int) -> T
     True
     """
     _checks.count("steps", steps)
-    return dataclasses.replace(task, init=closure(_init, task, as_pytree(tx), steps=steps))
+    run = closure(_warmed, steps=steps)
+    return dataclasses.replace(task, init=closure(compiled, run, task, as_pytree(tx)))
 
 
-def _init(
+def _warmed(
     task: Task, tx: optax.GradientTransformation, key: Key, problem: Problem, *, steps: int
 ) -> Params:
     # θ₀ is the task's own for this key; the two other draws do not disturb it.

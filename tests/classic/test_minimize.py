@@ -301,12 +301,12 @@ def test_params_named_like_the_fields_of_a_line_search_are_not_taken_for_them():
 
 def test_data_are_arguments_of_one_program_that_other_settings_share():
     settings = {"key": KEY, "batch_size": 2, "steps": 9, "tolerance": 0.1, "patience": 1}
-    programs = _minimize._cache_size()
+    programs = _minimize.count()
     minimize(DESCENT, squares, START, DATA, **settings)
     others = {"key": jax.random.key(1), "steps": 7, "tolerance": 0.2, "patience": 2}
     doubled = jax.tree.map(lambda leaf: 2 * leaf, DATA)
     found = minimize(DESCENT, squares, START + 1, doubled, **settings | others)
-    assert _minimize._cache_size() == programs + 1
+    assert _minimize.count() == programs + 1
     assert found.steps <= 7
 
 

@@ -153,11 +153,11 @@ def test_runs_that_diverge_count_as_infinite_and_raise_no_warning():
 
 
 def test_sweeps_of_one_factory_share_a_program():
-    programs = _sweep._cache_size()
+    programs = _sweep.count()
     for lowest, spacing in [(1e-4, "log"), (1e-3, "linear"), (1e-3, "log")]:
         settings = {"key": jax.random.key(3), "steps": 7, "problems": 2}
         range_test(classic.momentum, BOWL, **settings, lowest=lowest, spacing=spacing)
-    assert _sweep._cache_size() == programs + 1
+    assert _sweep.count() == programs + 1
 
 
 def test_the_result_is_immutable():

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType
 
-from l2ljax.core import LearnedOptimizer
+from l2ljax.core import LearnedOptimizer, LearnedTask, Task
 from l2ljax.tasks import quadratic
 
 KEY = jax.random.key(0)
@@ -17,6 +17,19 @@ PHI = jnp.array([0.02, 0.5])
 
 OPT = LearnedOptimizer(init=lambda key: PHI, bind=lambda phi: optax.sgd(phi[0], momentum=phi[1]))
 TASK = quadratic(2)
+
+
+def ridge():
+    """A weight pulled to 2 by the data and to 0 by a penalty, and wanted at 0.5."""
+    return LearnedTask(
+        lambda key: jnp.zeros(()),
+        lambda psi: Task(
+            lambda key: (),
+            lambda key, problem: jnp.zeros(()),
+            loss=lambda w, problem, key: (w - 2) ** 2 + jnp.exp(psi) * w**2,
+            objective=lambda w, problem, key: (w - 0.5) ** 2,
+        ),
+    )
 
 
 @jax.jit

@@ -9,8 +9,9 @@ import pytest
 from l2ljax.core import as_pytree
 from l2ljax.evaluate import curves
 from l2ljax.learned import lstm
-from l2ljax.meta import make_step, train, truncated, unroll_batch
+from l2ljax.meta import make_step, train, truncated
 from l2ljax.meta._train import _jitted_chunk, _prepare
+from l2ljax.meta._unroll import _unroll_batch
 from l2ljax.tasks import quadratic, supervised
 from l2ljax.tasks._dataset import Dataset, Split
 
@@ -42,7 +43,7 @@ def chunk_program(task, horizon=2, batch=2):
 
 def curves_program(task, horizon=2):
     tx = lstm((2,)).bind(lstm((2,)).init(KEY))
-    return unroll_batch.lower(tx, task, KEY, horizon=horizon, problems=2).as_text()
+    return _unroll_batch.lower(tx, task, KEY, horizon=horizon, problems=2).as_text()
 
 
 @pytest.mark.parametrize("program", [chunk_program, curves_program])
@@ -67,38 +68,38 @@ def test_meta_training_traces_once_for_tasks_of_equal_settings():
         "estimator": truncated(horizon=2, truncation=2),
         "meta_optimizer": optax.sgd(0.01),
     }
-    programs = _jitted_chunk._cache_size()
+    programs = _jitted_chunk.count()
     train(lstm((2,)), regression(100), **settings)
-    assert _jitted_chunk._cache_size() == programs + 1
+    assert _jitted_chunk.count() == programs + 1
     # Another data set of the same size, another phi, and a last chunk that is shorter.
     train(lstm((2,)), regression(100, seed=1), **settings | {"key": jax.random.key(1), "steps": 4})
-    assert _jitted_chunk._cache_size() == programs + 1
+    assert _jitted_chunk.count() == programs + 1
 
 
 def test_curves_are_traced_once_for_bound_optimizers_and_tasks_of_equal_settings():
     opt = lstm((2,))
-    programs = unroll_batch._cache_size()
+    programs = _unroll_batch.count()
     for seed in range(3):
         tx = opt.bind(opt.init(jax.random.key(seed)))
         curves(tx, regression(100, seed), key=jax.random.key(seed), steps=2, problems=2)
-    assert unroll_batch._cache_size() == programs + 1
+    assert _unroll_batch.count() == programs + 1
 
 
 def test_a_step_of_another_loop_is_traced_once():
     step, state = make_step(
         lstm((2,)), quadratic(2), key=KEY, estimator=truncated(horizon=2, truncation=1)
     )
-    programs = step.func._cache_size()
+    programs = step.func.count()
     for i in range(3):
         state, _ = step(state, jax.random.fold_in(KEY, i))
-    assert step.func._cache_size() == programs + 1
+    assert step.func.count() == programs + 1
     assert jnp.all(state.step == 3)
 
 
 def test_any_transformation_is_an_argument_once_it_is_a_pytree():
     assert (
         "while"
-        in unroll_batch.lower(
+        in _unroll_batch.lower(
             as_pytree(optax.sgd(0.1)), quadratic(2), KEY, horizon=2, problems=2
         ).as_text()
     )
