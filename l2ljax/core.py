@@ -19,12 +19,14 @@ import functools
 import inspect
 import json
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.typing
 import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
 from l2ljax._closures import as_partial as as_partial
@@ -40,19 +42,28 @@ from l2ljax._transformations import is_transformation as is_transformation
 from l2ljax._transformations import require_transformation as require_transformation
 from l2ljax._transformations import seal as seal
 
-Key: TypeAlias = PRNGKeyArray
+Key = TypeAliasType("Key", PRNGKeyArray)
 """A PRNG key, typed (`jax.random.key`) or raw (`jax.random.PRNGKey`)."""
 
-Params: TypeAlias = PyTree
+ArrayLike = TypeAliasType("ArrayLike", jax.typing.ArrayLike)
+"""An array, or a number that becomes one."""
+
+DTypeLike = TypeAliasType("DTypeLike", jax.typing.DTypeLike)
+"""A dtype, or its name."""
+
+Schedule = TypeAliasType("Schedule", optax.Schedule)
+"""A function of the count of updates, which starts at 0, such as a learning rate."""
+
+Params = TypeAliasType("Params", PyTree)
 """θ: the parameters of the function that is minimised."""
 
-Phi: TypeAlias = PyTree
+Phi = TypeAliasType("Phi", PyTree)
 """φ: the meta-parameters, whatever a learned optimizer learns."""
 
-Problem: TypeAlias = PyTree
+Problem = TypeAliasType("Problem", PyTree)
 """One sampled function of a task."""
 
-Scalar: TypeAlias = Float[Array, ""]
+Scalar = TypeAliasType("Scalar", Float[Array, ""])
 """A loss."""
 
 

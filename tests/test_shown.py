@@ -1,5 +1,7 @@
 """What a user sees of a record: one line of text, tables in notebooks, signatures in `help`."""
 
+import inspect
+import pydoc
 import xml.etree.ElementTree as ET
 
 import jax
@@ -8,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import l2ljax as l2l
 from l2ljax import core, hyper, learned, meta, tasks
 from l2ljax.evaluate import Comparison, RangeTest, Row, Tuning
 from tests.methods_table import METHODS
@@ -148,3 +151,22 @@ def test_cards_are_tables_in_a_notebook_and_lines_in_print():
     assert dict(cells(card))["limits"] == card["limits"]
     assert f"limits: {card['limits']}" in str(card).splitlines()
     assert learned.restore("lstm-mnist")[2] == card == learned.read_card("lstm-mnist")
+
+
+ROOMS = (l2l.classic, l2l.evaluate, l2l.gaussian_process, hyper, learned, meta, l2l.suite, tasks)
+
+
+def test_help_shows_types_by_their_names():
+    shown = pydoc.plain(pydoc.render_doc(meta.train))
+    assert (
+        "key: Key, steps: int" in shown and "callbacks: collections.abc.Iterable[Callback]" in shown
+    )
+    assert "learning_rate: LearningRate, b1: Hyperparameter" in str(
+        inspect.signature(l2l.classic.adam)
+    )
+    for room in ROOMS:
+        for name in room.__all__:
+            if inspect.isroutine(getattr(room, name)):
+                signature = str(inspect.signature(getattr(room, name)))
+                for written_out in ("jaxtyping.Key", "numpy.bool", "SupportsDType"):
+                    assert written_out not in signature, f"{room.__name__}.{name}{signature}"

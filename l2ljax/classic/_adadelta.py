@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from l2ljax import _checks
@@ -22,6 +21,7 @@ from l2ljax.classic._common import (
     square,
     step,
 )
+from l2ljax.core import DTypeLike
 
 
 class AdadeltaState(NamedTuple):

@@ -4,7 +4,6 @@ import functools
 from typing import Any, NamedTuple
 
 import optax
-from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from l2ljax import _checks
@@ -22,6 +21,7 @@ from l2ljax.classic._common import (
     square,
     step,
 )
+from l2ljax.core import DTypeLike
 
 
 class AdagradState(NamedTuple):

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from l2ljax import _checks
@@ -24,7 +23,7 @@ from l2ljax.classic._common import (
     square,
     step,
 )
-from l2ljax.core import Params
+from l2ljax.core import DTypeLike, Params
 
 BiasCorrection: TypeAlias = bool | Literal["rate"]
 

@@ -7,22 +7,22 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
-from l2ljax.core import Params
+from l2ljax.core import ArrayLike, DTypeLike, Params, Schedule
 
-Updates: TypeAlias = PyTree
+Updates = TypeAliasType("Updates", PyTree)
 """Gradients on the way in, steps on the way out: a tree like the params."""
 
 Count: TypeAlias = Int[Array, ""] | None
 """The number of updates made so far, int32; None where no schedule and no formula asks for it."""
 
-Hyperparameter: TypeAlias = ArrayLike
+Hyperparameter = TypeAliasType("Hyperparameter", ArrayLike)
 """A number, a scalar array or a traced scalar."""
 
-LearningRate: TypeAlias = Hyperparameter | optax.Schedule
+LearningRate = TypeAliasType("LearningRate", Hyperparameter | Schedule)
 """A hyperparameter, or an optax schedule whose count starts at 0."""
 
 require_scalars = _checks.scalars

@@ -3,12 +3,13 @@
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
 from l2ljax._programs import in_one_program
@@ -29,8 +30,9 @@ from l2ljax.classic._common import (
 from l2ljax.classic._vectors import inner, widen, working_dtype
 from l2ljax.core import Params
 
-LineSearch: TypeAlias = (
-    Literal["strong_wolfe", "backtracking"] | optax.GradientTransformationExtraArgs | None
+LineSearch = TypeAliasType(
+    "LineSearch",
+    Literal["strong_wolfe", "backtracking"] | optax.GradientTransformationExtraArgs | None,
 )
 """A line search by name, an optax transformation that is one, or None."""
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from jax.typing import DTypeLike
 from jaxtyping import Array, PyTree
 
 from l2ljax import _checks
@@ -21,7 +20,7 @@ from l2ljax.classic._common import (
     require_scalars,
     step,
 )
-from l2ljax.core import Params
+from l2ljax.core import DTypeLike, Params
 
 
 class MomentumState(NamedTuple):

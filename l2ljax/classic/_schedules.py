@@ -5,17 +5,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from l2ljax import _checks
 from l2ljax.classic._common import Hyperparameter, require_scalars
+from l2ljax.core import ArrayLike, Schedule
 
 
 def triangular(
     base_rate: Hyperparameter, max_rate: Hyperparameter, step_size: Hyperparameter
-) -> optax.Schedule:
+) -> Schedule:
     r"""The rate rises and falls linearly between two bounds.
 
     $$\eta_t = \eta_{base} + (\eta_{max} - \eta_{base}) \max(0, 1 - x_t), \qquad
@@ -45,7 +44,7 @@ def triangular(
 
 def triangular2(
     base_rate: Hyperparameter, max_rate: Hyperparameter, step_size: Hyperparameter
-) -> optax.Schedule:
+) -> Schedule:
     r"""Triangles of which each is half as high as the one before.
 
     $$\eta_t = \eta_{base} + (\eta_{max} - \eta_{base}) \max(0, 1 - x_t) \, 2^{-(c_t - 1)}$$
@@ -81,7 +80,7 @@ def exp_range(
     max_rate: Hyperparameter,
     step_size: Hyperparameter,
     decay: Hyperparameter,
-) -> optax.Schedule:
+) -> Schedule:
     r"""Triangles under an exponentially falling bound.
 
     $$\eta_t = \eta_{base} + (\eta_{max} - \eta_{base}) \max(0, 1 - x_t) \, \gamma^t$$
@@ -120,7 +119,7 @@ def exp_range(
     return _cyclical(base_rate, max_rate, step_size, fall)
 
 
-def snapshot_cosine(initial_rate: Hyperparameter, steps: int, cycles: int) -> optax.Schedule:
+def snapshot_cosine(initial_rate: Hyperparameter, steps: int, cycles: int) -> Schedule:
     r"""Half a cosine from a rate towards zero, started anew in each cycle.
 
     $$\alpha(t) = \frac{\alpha_0}{2} \left( \cos\left(
@@ -174,7 +173,7 @@ def _cyclical(
     max_rate: Hyperparameter,
     step_size: Hyperparameter,
     scale: Callable[[Array, Array, Array], Array],
-) -> optax.Schedule:
+) -> Schedule:
     """Triangles; `scale(count, cycle, height)` scales their height, cycles are counted from 0."""
     _checks.non_negative("base_rate", base_rate)
     _checks.non_negative("max_rate", max_rate)

@@ -2,13 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
 from jaxtyping import PyTree
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
 from l2ljax.classic._adam import BiasCorrection, adam_with
@@ -19,9 +18,9 @@ from l2ljax.classic._common import (
     require_rate,
     require_scalars,
 )
-from l2ljax.core import Params
+from l2ljax.core import DTypeLike, Params
 
-Mask: TypeAlias = PyTree | Callable[[Params], PyTree] | None
+Mask = TypeAliasType("Mask", PyTree | Callable[[Params], PyTree] | None)
 
 
 def adamw(

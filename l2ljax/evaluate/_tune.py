@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
 from l2ljax._programs import program
@@ -17,8 +18,8 @@ from l2ljax.core import Key, Task, Transformation, as_partial, as_pytree, closur
 from l2ljax.evaluate._arguments import require_factory, require_task
 from l2ljax.meta import final_loss, unroll_batch
 
-Factory = Callable[..., Transformation]
-Grid = Sequence[float] | np.ndarray | Array | Mapping[str, Sequence[float]]
+Factory = TypeAliasType("Factory", Callable[..., Transformation])
+Grid = TypeAliasType("Grid", Sequence[float] | np.ndarray | Array | Mapping[str, Sequence[float]])
 
 RATE = "learning_rate"
 

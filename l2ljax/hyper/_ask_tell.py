@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
 from l2ljax._programs import compiled
 from l2ljax._shown import one_line
-from l2ljax.core import Scalar, Transformation, as_partial, as_pytree, closure
+from l2ljax.core import ArrayLike, Scalar, Transformation, as_partial, as_pytree, closure
 
-Bounds = ArrayLike | Sequence[Sequence[float]]
+Bounds = TypeAliasType("Bounds", ArrayLike | Sequence[Sequence[float]])
 """The lower and the upper bound of each variable, f[dim, 2]."""
 
 

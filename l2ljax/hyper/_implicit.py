@@ -1,13 +1,14 @@
 """Hypergradients by the implicit function theorem, at weights that are nearly optimal."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, PyTree
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
 from l2ljax._programs import compiled, program
@@ -25,7 +26,7 @@ from l2ljax.core import (
     closure,
 )
 
-Solver: TypeAlias = Callable[[Callable[[Params], Params], Params], Params]
+Solver = TypeAliasType("Solver", Callable[[Callable[[Params], Params], Params], Params])
 """`solve(matvec, vector) -> x` with matvec(x) ≈ vector; all trees like the params."""
 
 

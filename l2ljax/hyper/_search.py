@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks, checkpoint
 from l2ljax._programs import program
@@ -22,7 +23,7 @@ from l2ljax.hyper._optuna import optuna
 from l2ljax.hyper._search_result import SearchResult
 from l2ljax.hyper._space import Space, numbers_at, require_space, units_of
 
-Objective = Callable[[dict[str, Any], Key], Scalar]
+Objective = TypeAliasType("Objective", Callable[[dict[str, Any], Key], Scalar])
 
 _NOTE = """\
 JAX traces the objective, to evaluate several trials in one compiled program. One that cannot be

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
 
@@ -98,7 +99,7 @@ class Axis:
         return description | {"low": self.low, "high": self.high, **scale}
 
 
-Space = Mapping[str, Axis]
+Space = TypeAliasType("Space", Mapping[str, Axis])
 
 
 def uniform(low: float, high: float) -> Axis:

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 
-from jax.typing import DTypeLike
-
 from l2ljax import _checks
-from l2ljax.core import LearnedOptimizer
+from l2ljax.core import DTypeLike, LearnedOptimizer
 from l2ljax.learned import _coordinates
 from l2ljax.learned._adaptive import Design
 

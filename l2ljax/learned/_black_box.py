@@ -4,11 +4,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks
-from l2ljax.core import Params
+from l2ljax.core import ArrayLike, Params
 from l2ljax.learned._preprocess import log_sign
 
 EVENTS = 4

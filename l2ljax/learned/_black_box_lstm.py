@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from l2ljax import _checks, networks
-from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Spec, closure
+from l2ljax.core import ArrayLike, Key, LearnedOptimizer, Params, Phi, Spec, closure
 from l2ljax.learned._black_box import EVENTS, Seen, point, see, see_nothing
 
 

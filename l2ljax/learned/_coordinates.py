@@ -16,11 +16,11 @@ import numpy as np
 from jax.experimental.shard_alike import shard_alike
 from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from l2ljax import kernels
 from l2ljax._sharding import explicit, gather, split_like
+from l2ljax.core import DTypeLike
 
 LARGE = 2**18
 """Coordinates from which on a leaf is a batch of its own, unless `layout` says otherwise."""

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from l2ljax import _checks, classic
-from l2ljax.core import Params, Transformation, as_pytree, closure, seal
+from l2ljax.core import ArrayLike, Params, Transformation, as_pytree, closure, seal
 
 # The spread must lag behind a loss that grows, or it would excuse any growth.
 _SLOWER = 5

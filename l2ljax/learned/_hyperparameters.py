@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks, classic
 from l2ljax._programs import in_one_program
@@ -25,7 +26,7 @@ from l2ljax.core import (
     is_transformation,
 )
 
-Factory = Callable[..., Transformation]
+Factory = TypeAliasType("Factory", Callable[..., Transformation])
 
 FRACTIONS = ("b1", "b2", "decay", "momentum", "rho")
 """Arguments that lie between zero and one."""

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from l2ljax import _checks, kernels
-from l2ljax.core import LearnedOptimizer, Params, Phi, Spec, closure
+from l2ljax.core import DTypeLike, LearnedOptimizer, Params, Phi, Spec, closure
 from l2ljax.learned import _coordinates
 from l2ljax.learned._preprocess import log_sign, require_p
 from l2ljax.learned._sequences import kind_of

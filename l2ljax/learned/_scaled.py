@@ -2,20 +2,22 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
 from l2ljax.core import (
+    ArrayLike,
     CoordinatewiseTransformation,
     Params,
+    Schedule,
     Transformation,
     as_partial,
     as_pytree,
@@ -24,9 +26,9 @@ from l2ljax.core import (
 )
 from l2ljax.learned import _coordinates
 
-Mask: TypeAlias = PyTree | Callable[[Params], PyTree] | None
+Mask = TypeAliasType("Mask", PyTree | Callable[[Params], PyTree] | None)
 
-Rate: TypeAlias = ArrayLike | optax.Schedule
+Rate = TypeAliasType("Rate", ArrayLike | Schedule)
 """A number, a scalar array, or a schedule whose count starts at 0."""
 
 RAMP = 0.3

@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks, gaussian_process, networks
-from l2ljax.core import Key, LearnedOptimizer, Params, Phi, Scalar, Spec, closure
+from l2ljax.core import ArrayLike, Key, LearnedOptimizer, Params, Phi, Scalar, Spec, closure
 from l2ljax.gaussian_process import GaussianProcess, Hyperparameters
 from l2ljax.learned._black_box import EVENTS, Seen, point, see, see_nothing
 

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
 from l2ljax.core import (
+    ArrayLike,
     Estimator,
     LearnedOptimizer,
     LearnedTask,
@@ -27,7 +28,7 @@ from l2ljax.meta._replay import advance_replaying, replays
 from l2ljax.meta._segments import EstimatorFactory, TruncatedState, segmented
 from l2ljax.meta._unroll import advance, init_batch, update_rule
 
-StepWeights = ArrayLike | Sequence[float] | Callable[[int], ArrayLike]
+StepWeights = TypeAliasType("StepWeights", ArrayLike | Sequence[float] | Callable[[int], ArrayLike])
 """w₁ … w_T, or a function of the horizon T that returns them."""
 
 META_LOSSES: dict[str, Callable[..., Array]] = {

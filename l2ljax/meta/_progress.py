@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
+from typing_extensions import TypeAliasType
 
 from l2ljax._shown import one_line
 from l2ljax.core import Phi
@@ -81,7 +82,7 @@ class Progress(NamedTuple):
         return one_line(self)
 
 
-Callback = Callable[[Progress], bool | None]
+Callback = TypeAliasType("Callback", Callable[[Progress], bool | None])
 """Called after every chunk of meta-steps; it returns True to end the run."""
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
 from l2ljax._shown import one_line
@@ -31,7 +32,7 @@ from l2ljax.meta._binding import bind
 from l2ljax.meta._episodes import Episode, begin_episodes
 from l2ljax.meta._horizons import Horizons
 
-EstimatorFactory = Callable[..., Estimator]
+EstimatorFactory = TypeAliasType("EstimatorFactory", Callable[..., Estimator])
 """`factory(opt, task, batch=1, axis=None) -> Estimator`: an estimator before it knows what it
 estimates. With `axis`, the name of an axis of devices, `batch` counts the problems of one device,
 and the estimate is the mean over all of them; `meta.train(mesh=...)` makes such an estimator.

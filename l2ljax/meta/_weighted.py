@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Int
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
 from l2ljax.core import (
+    ArrayLike,
     Estimate,
     Estimator,
     Key,
@@ -25,7 +26,7 @@ from l2ljax.meta._episodes import member_key
 from l2ljax.meta._perturbations import Perturbing, pairs_of
 from l2ljax.meta._segments import EstimatorFactory, make_estimator
 
-Term = tuple[optax.ScalarOrSchedule, EstimatorFactory]
+Term = TypeAliasType("Term", tuple[optax.ScalarOrSchedule, EstimatorFactory])
 """A weight, or a schedule of the number of calls made before, and what it weighs."""
 
 

@@ -1,13 +1,14 @@
 """Which tasks a benchmark has."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+
+from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
 from l2ljax.core import Task
 from l2ljax.suite._tasks import SUITE, SuiteTask
 
-Tasks: TypeAlias = str | Sequence[str] | Mapping[str, SuiteTask | Task]
+Tasks = TypeAliasType("Tasks", str | Sequence[str] | Mapping[str, SuiteTask | Task])
 """`"small"`, `"full"`, names of tasks of the suite, or tasks by name."""
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, UInt8
 
 from l2ljax import _checks
+from l2ljax.core import ArrayLike
 
 
 def image(

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, UInt8
 
 from l2ljax import _checks
 from l2ljax._programs import program
-from l2ljax.core import Key, Problem, Scalar, Task, as_partial, closure
+from l2ljax.core import ArrayLike, Key, Problem, Scalar, Task, as_partial, closure
 from l2ljax.tasks._features import Features, random_features
 from l2ljax.tasks._images import as_bytes, check_pixels, crops, resize, sample_images
 
