@@ -18,6 +18,7 @@ from l2ljax.evaluate._arguments import (
     require_task,
 )
 from l2ljax.evaluate._curves import curves
+from l2ljax.evaluate._tables import aligned, frame, plain
 from l2ljax.evaluate._tune import Factory, Grid, Tuning, curves_at, require_grid, tune
 from l2ljax.meta import final_loss
 
@@ -120,7 +121,7 @@ class Comparison:
             "confidence": self.confidence,
             "problems": len(self.curves[self.reference]),
             "steps": self.curves[self.reference].shape[1] - 1,
-            "rows": [_plain(row._asdict()) for row in self.rows],
+            "rows": [plain(row._asdict()) for row in self.rows],
         }
 
     def to_frame(self) -> "pd.DataFrame":
@@ -129,11 +130,7 @@ class Comparison:
         Raises:
             ImportError: if pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError("to_frame needs pandas: pip install 'l2ljax[pandas]'") from error
-        return pd.DataFrame([row._asdict() for row in self.rows]).set_index("name")
+        return frame(self.rows, "name")
 
     def __repr__(self) -> str:
         problems, steps = np.shape(self.curves[self.reference])
@@ -159,15 +156,7 @@ class Comparison:
 
     def __str__(self) -> str:
         """The table as text."""
-        table = self._table()
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        return "\n".join(
-            "  ".join(
-                [line[0].ljust(widths[0])]
-                + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-            ).rstrip()
-            for line in table
-        )
+        return aligned(self._table())
 
 
 def compare(
@@ -372,11 +361,3 @@ def _cells(row: Row, reference: str, hopeless: bool, problems: int) -> list[str]
     if row.name == reference:
         return [*cells, "", ""]
     return [*cells, f"{row.ratio:.3f}", f"[{row.ratio_low:.3f}, {row.ratio_high:.3f}]"]
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinities: they become None."""
-    return {
-        name: None if isinstance(value, float) and not np.isfinite(value) else value
-        for name, value in values.items()
-    }

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -103,40 +104,98 @@ def tune(
     if window > steps:
         raise ValueError(f"window must be at most steps={steps}, got {window}")
     values = require_grid(grid)
-    make = _maker(factory, grid)
+    make = maker(factory, grid)
 
+    def score(curves: np.ndarray) -> np.ndarray:
+        return np.asarray(final_loss(jnp.asarray(curves), window))
+
+    found = explore(
+        make,
+        task,
+        values,
+        key=key,
+        score=score,
+        steps=steps,
+        problems=problems,
+        widen=widen,
+        at_once=at_once,
+    )
+    best = int(np.argmin(found.scores))
+    return Tuning(
+        best={name: float(column[best]) for name, column in found.points.items()},
+        score=float(found.scores[best]),
+        points=found.points,
+        scores=found.scores,
+        on_edge=found.on_edge,
+    )
+
+
+class Explored(NamedTuple):
+    """What a grid, widened where that was needed, led to.
+
+    Attributes:
+        points: as in `Tuning`.
+        scores: likewise.
+        curves: the mean loss over problems at θ₀ … θ_T, f32[points, steps + 1].
+        on_edge: as in `Tuning`.
+    """
+
+    points: dict[str, np.ndarray]
+    scores: np.ndarray
+    curves: np.ndarray
+    on_edge: bool
+
+
+def explore(
+    make: Partial,
+    task: Task,
+    values: dict[str, list[float]],
+    *,
+    key: Key,
+    score: Callable[[np.ndarray], np.ndarray],
+    steps: int,
+    problems: int,
+    widen: int = 3,
+    at_once: int | None = None,
+) -> Explored:
+    """Runs every point of a grid, and of what lies beyond the edge that the best rate is on.
+
+    Args:
+        make: from `maker`.
+        task: as in `tune`.
+        values: of each argument, see `require_grid`.
+        key: as in `tune`.
+        score: the score of each mean curve; what is not finite counts as infinite.
+        steps: as in `tune`.
+        problems: likewise.
+        widen: likewise.
+        at_once: likewise.
+    """
     points: dict[str, list[float]] = {name: [] for name in values}
     scores: list[float] = []
-    on_edge = True
+    curves: list[np.ndarray] = []
+    beyond: list[float] | None = None
     for _ in range(1 + widen):
         block = list(itertools.product(*values.values()))
         columns = dict(zip(values, np.array(block, np.float64).T, strict=True))
         arrays = {name: jnp.asarray(column) for name, column in columns.items()}
-        losses = _score_all(
-            make,
-            task,
-            key,
-            arrays,
-            steps=steps,
-            problems=problems,
-            window=window,
-            at_once=at_once,
+        found = np.asarray(
+            mean_curves(make, task, key, arrays, steps=steps, problems=problems, at_once=at_once)
         )
+        curves.append(found)
         for name, column in columns.items():
             points[name].extend(column.tolist())
+        losses = score(found)
         scores.extend(np.where(np.isfinite(losses), losses, np.inf).tolist())
         beyond = _beyond(points, scores, values)
-        on_edge = beyond is not None
         if beyond is None:
             break
         values = values | {RATE: beyond}
-    best = int(np.argmin(scores))
-    return Tuning(
-        best={name: column[best] for name, column in points.items()},
-        score=scores[best],
-        points={name: np.array(column) for name, column in points.items()},
-        scores=np.array(scores),
-        on_edge=on_edge,
+    return Explored(
+        {name: np.array(column) for name, column in points.items()},
+        np.array(scores),
+        np.concatenate(curves),
+        beyond is not None,
     )
 
 
@@ -151,11 +210,11 @@ def curves_at(
     problems: int,
 ) -> Float[Array, "{problems} {steps}+1"]:
     """The `curves` of an optimizer with a setting of the grid; one program serves them all."""
-    return _losses(_maker(factory, grid), task, key, dict(setting), steps=steps, problems=problems)
+    return losses_at(maker(factory, grid), task, key, dict(setting), steps=steps, problems=problems)
 
 
 @program("steps", "problems")
-def _losses(
+def losses_at(
     make: Partial,
     task: Task,
     key: Key,
@@ -164,11 +223,12 @@ def _losses(
     steps: int,
     problems: int,
 ) -> Float[Array, "{problems} {steps}+1"]:
+    """`curves_at` of what `maker` makes; the setting is no part of the program."""
     tx = as_pytree(make(**setting), "what factory makes")
     return unroll_batch(tx, task, key, horizon=steps, problems=problems)
 
 
-def _maker(factory: Factory, grid: Grid) -> Partial:
+def maker(factory: Factory, grid: Grid) -> Partial:
     """A function of a setting's values by name."""
     return (
         as_partial(factory) if isinstance(grid, Mapping) else closure(_by_rate, as_partial(factory))
@@ -220,22 +280,22 @@ def _beyond(
     return None
 
 
-@program("steps", "problems", "window", "at_once")
-def _score_all(
-    make: Factory,
+@program("steps", "problems", "at_once")
+def mean_curves(
+    make: Partial,
     task: Task,
     key: Key,
     points: dict[str, Array],
     *,
     steps: int,
     problems: int,
-    window: int,
     at_once: int | None,
-) -> Float[Array, " points"]:
-    def score(point: dict[str, Array]) -> Float[Array, ""]:
-        losses = _losses(make, task, key, point, steps=steps, problems=problems)
-        return final_loss(losses, window).mean()
+) -> Float[Array, "points {steps}+1"]:
+    """The mean loss over problems at θ₀ … θ_T of every point of a grid, in one program."""
+
+    def run(point: dict[str, Array]) -> Float[Array, " times"]:
+        return losses_at(make, task, key, point, steps=steps, problems=problems).mean(axis=0)
 
     if at_once is None:
-        return jax.vmap(score)(points)
-    return jax.lax.map(score, points, batch_size=None if at_once == 1 else at_once)
+        return jax.vmap(run)(points)
+    return jax.lax.map(run, points, batch_size=None if at_once == 1 else at_once)
