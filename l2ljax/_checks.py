@@ -6,6 +6,7 @@ argument, its value and what was expected.
 """
 
 import difflib
+import functools
 import inspect
 import math
 from collections.abc import Iterable
@@ -13,6 +14,9 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+
+# What JAX makes arrays of; bools are numbers, too, and are refused as no floating-point ones.
+_NUMBERS = (int, float, complex, np.generic, np.ndarray)
 
 
 def _values(value: Any) -> np.ndarray | None:
@@ -78,7 +82,17 @@ def count(name: str, value: Any, least: int = 1) -> None:
     """Requires one whole number of at least `least`."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise ValueError(
+            f"{name} must be a whole number of at least {least}, got {value!r}"
+            + injected_hint(name, value)
+        )
+
+
+def injected_hint(name: str, value: Any) -> str:
+    """What an error about an array adds if `optax.inject_hyperparams` may have made it."""
+    if not isinstance(value, jax.Array):
+        return ""
+    return f"; optax.inject_hyperparams makes it an array, unless static_args={name!r}"
 
 
 def sequence(name: str, value: Any, of: str) -> tuple[Any, ...]:
@@ -158,17 +172,140 @@ def inexact_leaves(name: str, tree: Any) -> None:
 
 
 def _leaves(name: str, tree: Any, kind: Any, expected: str) -> None:
+    if all(_is_of(_dtype(leaf), kind) for leaf in jax.tree.leaves(tree)):
+        return
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        try:
-            # To `result_type` "float32" and `float` are names of dtypes.
-            no_number = isinstance(leaf, str | type)
-            found = repr(leaf) if no_number else jax.dtypes.result_type(leaf)
-            good = not no_number and jax.numpy.issubdtype(found, kind)
-        except TypeError:
-            found, good = repr(leaf), False
-        if not good:
-            place = jax.tree_util.keystr(path) or "(the only leaf)"
+        dtype = _dtype(leaf)
+        if not _is_of(dtype, kind):
             raise ValueError(
-                f"{name} must have {expected} leaves, got {found} at {place}; "
+                f"{name} must have {expected} leaves, got {dtype or repr(leaf)} at {_place(path)}; "
                 "optax.masked or optax.partition leave such leaves out"
             )
+
+
+def _dtype(leaf: Any) -> Any:
+    """That of a number or an array, None of anything else."""
+    if isinstance(leaf, jax.Array):
+        return leaf.dtype
+    # To `result_type` "float32" and `float` are names of dtypes.
+    if isinstance(leaf, str | type):
+        return None
+    try:
+        return jax.dtypes.result_type(leaf)
+    except TypeError:
+        return None
+
+
+@functools.cache
+def _is_of(dtype: Any, kind: Any) -> bool:
+    return dtype is not None and bool(jax.numpy.issubdtype(dtype, kind))
+
+
+def _place(path: jax.tree_util.KeyPath) -> str:
+    return jax.tree_util.keystr(path) or "(the only leaf)"
+
+
+def state(value: Any, kind: type) -> None:
+    """Requires the state of an optimizer to be of its type."""
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"state must be the {kind.__name__} that `init` of this optimizer returns, got "
+            f"{'None' if value is None else type(value).__name__}"
+        )
+
+
+def gradients(
+    updates: Any, params: Any = None, like: Any = None, *, real: bool = False
+) -> tuple[Any, Any]:
+    """Requires gradients to be a tree of the shapes that params have, and params if there are any.
+
+    Shapes that differ would broadcast, and the params with them. Shapes are known to a trace, so
+    a compiled update does not pay for this.
+
+    Args:
+        updates: the gradients: arrays or numbers.
+        params: the params, or None.
+        like: a part of the state that has the shapes of params, or None.
+        real: whether complex gradients are refused.
+
+    Returns:
+        Both, numbers as arrays. Where gradients have None, params have None, too: what is left out
+        may be anything, such as a function that is a leaf of a model.
+    """
+    updates = jax.tree.map(_as_array, updates)
+    (floating_leaves if real else inexact_leaves)("updates", updates)
+    if like is not None:
+        alike("updates", updates, "the params", like, holder="the state has")
+    if params is None:
+        return updates, None
+    params = jax.tree.map(_as_array, _without_missing(params, updates))
+    if like is None:
+        alike("updates", updates, "the params", params, holder="the params have")
+    else:
+        alike("params", params, "the updates", updates, holder="the updates have")
+    return updates, params
+
+
+def alike(name: str, tree: Any, others: str, other: Any, *, holder: str) -> None:
+    """Requires two trees to have one structure and the same shapes.
+
+    Args:
+        name: of `tree`, which is to blame.
+        tree: arrays.
+        others: what `other` is called.
+        other: arrays, or anything with their shapes.
+        holder: says in whose place the expected shape stands, with a verb.
+    """
+    structure: Any = jax.tree.structure(tree)
+    if structure != jax.tree.structure(other):
+        raise ValueError(
+            f"{name} must be a tree like {others}, got {_shown(tree)}{_difference(other, tree)}"
+        )
+    found, expected = ([np.shape(x) for x in jax.tree.leaves(t)] for t in (tree, other))
+    if found != expected:
+        paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+        rows = zip(paths, found, expected, strict=True)
+        path, got, due = next(row for row in rows if row[1] != row[2])
+        raise ValueError(
+            f"{name} must have the shapes of {others}, got {got} at {_place(path)}, where {holder} "
+            f"{due}"
+        )
+
+
+def _as_array(leaf: Any) -> Any:
+    """A number, or an array of NumPy, as one of JAX."""
+    return jax.numpy.asarray(leaf) if isinstance(leaf, _NUMBERS) else leaf
+
+
+def _without_missing(params: Any, updates: Any) -> Any:
+    """The params without those whose gradient is None."""
+    structure: Any
+    leaves, structure = jax.tree.flatten(updates, is_leaf=lambda x: x is None)
+    if all(leaf is not None for leaf in leaves):
+        return params
+    try:
+        parts = structure.flatten_up_to(params)
+    except ValueError:
+        return params
+    kept = (None if leaf is None else part for leaf, part in zip(leaves, parts, strict=True))
+    return structure.unflatten(kept)
+
+
+def _difference(expected: Any, found: Any) -> str:
+    """In the words of JAX, where one tree is not a prefix of the other."""
+    for whole, part in ((expected, found), (found, expected)):
+        structure: Any = jax.tree.structure(whole)
+        try:
+            structure.flatten_up_to(part)
+        except ValueError as error:
+            return f": {error}"
+    return ""
+
+
+def _shown(tree: Any) -> str:
+    """Where a tree has None, or else its structure."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree, lambda x: x is None)
+    places = ", ".join(jax.tree_util.keystr(path) for path, leaf in leaves if leaf is None)
+    if not places:
+        return str(structure)
+    return f"None at {places} (zeros stand still; optax.masked leaves out what has no gradient)"

@@ -34,14 +34,14 @@ class Optimizer:
         make: gives the transformation.
         params: what it can optimize.
         reads_params: whether its update needs params.
-        whole: whether it must see all params.
+        knows_shapes: whether its state has the shapes of params, and not only their number.
     """
 
     name: str
     make: Callable[[], optax.GradientTransformation]
     params: Any = dataclasses.field(default_factory=lambda: PARAMS)
     reads_params: bool = False
-    whole: bool = False
+    knows_shapes: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -52,10 +52,11 @@ class Optimizer:
         return jax.grad(loss)(self.params)
 
     def update(self, tx: Any, gradients: Any, state: Any, params: Any = None) -> Any:
-        """One update; extra arguments are those of `loss` at the row's own params."""
+        """One update; extra arguments are those of `loss` at the params, or at the row's own."""
         if not isinstance(tx, optax.GradientTransformationExtraArgs):
             return tx.update(gradients, state, params)
-        extra = {"value": loss(self.params), "grad": self.gradients, "value_fn": loss}
+        at = self.params if params is None else params
+        extra = {"value": loss(at), "grad": jax.grad(loss)(at), "value_fn": loss}
         return tx.update(gradients, state, params, **extra)
 
 
@@ -74,13 +75,17 @@ _FIRST_ORDER = ("momentum", "nesterov", "adagrad", "rmsprop", "adadelta", "adam"
 CLASSIC = [
     *(Optimizer(name, functools.partial(getattr(classic, name), 0.1)) for name in _FIRST_ORDER),
     *(Optimizer(name, getattr(classic, name)) for name in map("scale_by_{}".format, _FIRST_ORDER)),
-    Optimizer("gradient_descent", functools.partial(classic.gradient_descent, 0.1)),
+    Optimizer(
+        "gradient_descent",
+        functools.partial(classic.gradient_descent, 0.1),
+        knows_shapes=False,
+    ),
     *(
         Optimizer(name, functools.partial(getattr(classic, name), 0.1), reads_params=True)
         for name in ("adamw", "adam_l2")
     ),
     *(
-        Optimizer(name, getattr(classic, name), reads_params=True, whole=name in ("bfgs", "lbfgs"))
+        Optimizer(name, getattr(classic, name), reads_params=True)
         for method in ("newton", "saddle_free_newton", "bfgs", "lbfgs")
         for name in (method, f"scale_by_{method}")
     ),
@@ -88,13 +93,11 @@ CLASSIC = [
         "gradient_descent with a line search",
         functools.partial(classic.gradient_descent, 1.0, line_search="backtracking"),
         reads_params=True,
-        whole=True,
     ),
     Optimizer(
         "newton by conjugate gradients",
         functools.partial(classic.newton, solver="cg", line_search="strong_wolfe"),
         reads_params=True,
-        whole=True,
     ),
     Optimizer(
         "saddle_free_newton by lanczos",
@@ -109,13 +112,13 @@ CLASSIC = [
 ]
 
 LEARNED = [
-    Optimizer("lstm", _bound(learned.lstm(hidden=(3,)))),
+    Optimizer("lstm", _bound(learned.lstm(hidden=(3,))), knows_shapes=False),
     Optimizer("lstm in leaves", _bound(learned.lstm(hidden=(3,), layout="leaves"))),
-    Optimizer("adaptive_lstm", _bound(learned.adaptive_lstm(hidden=(3,)))),
+    Optimizer("adaptive_lstm", _bound(learned.adaptive_lstm(hidden=(3,))), knows_shapes=False),
     Optimizer(
         "adaptive_lstm in leaves", _bound(learned.adaptive_lstm(hidden=(3,), layout="leaves"))
     ),
-    Optimizer("rnnprop", _bound(learned.rnnprop(hidden=(3,), encoder=2))),
+    Optimizer("rnnprop", _bound(learned.rnnprop(hidden=(3,), encoder=2)), knows_shapes=False),
     Optimizer("mlp", _bound(learned.mlp()), reads_params=True),
     Optimizer("mlp in leaves", _bound(learned.mlp(layout="leaves")), reads_params=True),
     Optimizer("hyperparameters", _bound(learned.hyperparameters("adam", learning_rate=0.1))),
@@ -127,7 +130,12 @@ LEARNED = [
         "hyperparameters of lbfgs",
         _bound(learned.hyperparameters("lbfgs", learning_rate=0.1)),
         reads_params=True,
-        whole=True,
+    ),
+    Optimizer("celo", _bound(learned.celo(num_steps=9)), reads_params=True),
+    Optimizer("celo_adam", _bound(learned.celo_adam(num_steps=9))),
+    Optimizer(
+        "lstm that waits in leaves",
+        _bound(learned.lstm(hidden=(3,), wait_for_gradient=True, layout="leaves")),
     ),
     Optimizer("reversible_momentum", _bound(learned.reversible_momentum(horizon=2))),
     Optimizer(
@@ -135,7 +143,7 @@ LEARNED = [
         lambda: learned.scaled(classic.adam(0.1), num_steps=3, weight_decay=0.1),
         reads_params=True,
     ),
-    Optimizer("guarded", lambda: learned.guarded(classic.adam(0.1)), whole=True),
+    Optimizer("guarded", lambda: learned.guarded(classic.adam(0.1))),
     Optimizer("fixed", _bound(learned.fixed(classic.adam(0.1)))),
     Optimizer(
         "partition",
@@ -145,9 +153,13 @@ LEARNED = [
                 {"w": "one", "*": "other"},
             )
         ),
+        knows_shapes=False,
+    ),
+    Optimizer(
+        "scaled weights that ship", lambda: learned.load("general", scale=0.5), knows_shapes=False
     ),
     *(
-        Optimizer(factory.__name__, _bound(factory(2)), POINT, reads_params=True, whole=True)
+        Optimizer(factory.__name__, _bound(factory(2)), POINT, reads_params=True)
         for factory in (learned.black_box_lstm, learned.surrogate_lstm)
     ),
 ]

@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     **dict.fromkeys(["_functions", "_shown"], -3),
-    **dict.fromkeys(["_checks", "_closures", "_programs", "_sharding"], -2),
+    **dict.fromkeys(["_checks", "_closures", "_masks", "_placeholders"], -2),
+    **dict.fromkeys(["_programs", "_sharding"], -2),
     "_transformations": -1,
     **dict.fromkeys(["core", "kernels"], 0),
     **dict.fromkeys(["networks", "checkpoint", "classic", "gaussian_process"], 1),

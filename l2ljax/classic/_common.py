@@ -44,11 +44,15 @@ def require_rate(learning_rate: LearningRate) -> None:
 def require_accumulator_dtype(dtype: DTypeLike | None) -> None:
     """Refuses what is no real floating-point dtype."""
     try:
-        good = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        array = isinstance(dtype, jax.Array)
+        good = dtype is None or (not array and jnp.issubdtype(jnp.dtype(dtype), jnp.floating))
     except TypeError:
         good = False
     if not good:
-        raise ValueError(f"accumulator_dtype must be a real floating-point dtype, got {dtype!r}")
+        raise ValueError(
+            f"accumulator_dtype must be a real floating-point dtype, got {dtype!r}"
+            + _checks.injected_hint("accumulator_dtype", dtype)
+        )
 
 
 def require_params(method: str, params: Params | None) -> Params:
@@ -121,15 +125,6 @@ def rate_at(learning_rate: LearningRate | None, count: Count) -> Hyperparameter 
     return learning_rate(count) if callable(learning_rate) else learning_rate
 
 
-def _shown(gradients: Updates) -> str:
-    """Where gradients have None, or else their structure."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(gradients, lambda x: x is None)
-    places = ", ".join(jax.tree_util.keystr(path) for path, leaf in leaves if leaf is None)
-    if not places:
-        return str(structure)
-    return f"None at {places} (zeros stand still; optax.masked leaves out what has no gradient)"
-
-
 def leafwise(
     rule: Callable[..., Leaf],
     scalars: dict[str, Hyperparameter | None],
@@ -172,15 +167,10 @@ def leafwise(
         )
 
     structure: Any = jax.tree.structure(gradients)
-    try:
-        columns = [
-            [None] * structure.num_leaves if tree is None else structure.flatten_up_to(tree)
-            for tree in (gradients, *accumulators, *read)
-        ]
-    except ValueError as error:
-        raise ValueError(
-            f"updates must be a tree like the params, got {_shown(gradients)}: {error}"
-        ) from error
+    columns = [
+        [None] * structure.num_leaves if tree is None else structure.flatten_up_to(tree)
+        for tree in (gradients, *accumulators, *read)
+    ]
     rows = [apply(*row) for row in zip(*columns, strict=True)]
     return [
         None if tree is None else structure.unflatten(row[i] for row in rows)
@@ -189,7 +179,7 @@ def leafwise(
 
 
 def elementwise(
-    state_type: Callable[..., Any],
+    state_type: type,
     rule: Callable[..., Leaf],
     accumulators: Sequence[Callable[[Params], PyTree] | None],
     learning_rate: LearningRate | None,
@@ -221,7 +211,10 @@ def elementwise(
         return state_type(first_count(counted), *trees)
 
     def update(updates: Updates, state: Any, params: Params | None = None) -> tuple[Updates, Any]:
+        _checks.state(state, state_type)
         count, *trees = state
+        like = next((tree for tree in trees if tree is not None), None)
+        updates, params = _checks.gradients(updates, params, like)
         after = next_count(count)
         rate = rate_at(learning_rate, count)
         scalars = {name: rate_at(value, count) for name, value in hyperparameters.items()}

@@ -1,15 +1,14 @@
 """Adam with small weights: decay beside the gradient or a penalty in it (Loshchilov, 2019)."""
 
 import functools
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
-from typing_extensions import TypeAliasType
 
-from l2ljax import _checks
+from l2ljax import _checks, _masks
+from l2ljax._masks import Mask
 from l2ljax.classic._adam import BiasCorrection, adam_with
 from l2ljax.classic._common import (
     Hyperparameter,
@@ -19,8 +18,6 @@ from l2ljax.classic._common import (
     require_scalars,
 )
 from l2ljax.core import DTypeLike, Params
-
-Mask = TypeAliasType("Mask", PyTree | Callable[[Params], PyTree] | None)
 
 
 def adamw(
@@ -52,7 +49,8 @@ def adamw(
         weight_decay: $\lambda \ge 0$, a scalar or a schedule. Default 1e-2, torch's; optax's is
             1e-4.
         mask: which params decay: a tree of booleans, like the params or a prefix of them, or a
-            function from params to one. Default: all.
+            function from params to one. It is a function if all its leaves are callable, as in
+            optax. Default: all.
         decay_by_rate: whether the decay is $\eta_t \lambda$, as in torch and optax, or $\lambda$.
             Default True.
         eps_in_sqrt: as in `adam`.
@@ -93,7 +91,7 @@ def adamw(
         bias_correction,
         accumulator_dtype,
         penalty={"in_direction" if decay_by_rate else "in_step": weight_decay},
-        read=functools.partial(_penalized, "adamw", mask),
+        read=functools.partial(_penalized, "adamw", _static(mask)),
     )
 
 
@@ -160,7 +158,7 @@ def adam_l2(
         bias_correction,
         accumulator_dtype,
         penalty={"in_gradient": _twice(penalty)},
-        read=functools.partial(_penalized, "adam_l2", mask),
+        read=functools.partial(_penalized, "adam_l2", _static(mask)),
     )
 
 
@@ -168,12 +166,22 @@ def _twice(penalty: LearningRate) -> LearningRate:
     return (lambda count: 2 * penalty(count)) if callable(penalty) else 2 * penalty
 
 
-def _penalized(method: str, mask: Mask, params: Params | None) -> Params:
+def _static(mask: Mask) -> Any:
+    """The mask as `_masks` has it; a bare boolean is refused, it is an accident more often."""
+    if mask is not None and jax.tree.leaves(mask)[:1] == [mask] and not callable(mask):
+        raise ValueError(
+            "mask must be a tree of booleans, a function from params to one, or None for all of "
+            f"them, got {mask!r}; optax.inject_hyperparams calls a function as if it were a "
+            "schedule, unless static_args='mask'"
+        )
+    return _masks.static(mask)
+
+
+def _penalized(method: str, mask: Any, params: Params | None) -> Params:
     """The params, zero where the mask says that they are left alone."""
     params = require_params(method, params)
     if mask is None:
         return params
-    keep = mask(params) if callable(mask) else mask
     return jax.tree.map(
-        lambda kept, part: part if kept else jax.tree.map(jnp.zeros_like, part), keep, params
+        lambda kept, w: w if kept else jnp.zeros_like(w), _masks.kept(mask, params), params
     )

@@ -7,6 +7,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from l2ljax import _checks
+from l2ljax._placeholders import stands_for_params
 from l2ljax.core import ArrayLike, Params
 from l2ljax.learned._preprocess import log_sign
 
@@ -37,6 +38,8 @@ class Seen(NamedTuple):
 
 def see_nothing(params: Params, dim: int) -> Seen:
     """Before the first value; the params have to be one array f[dim]."""
+    if stands_for_params(params):
+        return see_nothing(jnp.zeros(dim), dim)._replace(best=params)
     _checks.floating_leaves("params", params)
     if jnp.shape(params) != (dim,):
         raise ValueError(

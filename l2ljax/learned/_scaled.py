@@ -1,7 +1,6 @@
 """Step sizes in the user's hand: a factor, a ramp to zero at the end of a run, weight decay."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.tree_util import Partial
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 from typing_extensions import TypeAliasType
 
-from l2ljax import _checks
+from l2ljax import _checks, _masks
+from l2ljax._masks import Mask
 from l2ljax.core import (
     ArrayLike,
     CoordinatewiseTransformation,
@@ -25,8 +25,6 @@ from l2ljax.core import (
     seal,
 )
 from l2ljax.learned import _coordinates
-
-Mask = TypeAliasType("Mask", PyTree | Callable[[Params], PyTree] | None)
 
 Rate = TypeAliasType("Rate", ArrayLike | Schedule)
 """A number, a scalar array, or a schedule whose count starts at 0."""
@@ -113,7 +111,7 @@ def scaled(
         _checks.non_negative(name, value)
         _checks.scalars(**{name: value})
     decays = not _is(weight_decay, 0.0)
-    by_function = _is_function(mask)
+    by_function = _masks.is_function(mask)
     if mask is not None and not decays:
         raise ValueError("mask must be left out without weight_decay: it says which params decay")
     if num_steps is None and _is(scale, 1.0) and not decays:
@@ -130,7 +128,7 @@ def scaled(
         None if num_steps is None else jnp.asarray(num_steps, jnp.int32),
         _rate(scale),
         _rate(weight_decay) if decays else None,
-        mask=mask if mask is None or by_function else _static(mask),
+        mask=_masks.static(mask),
     )
     return seal(kind(init=closure(_init, inner), update=update))
 
@@ -147,29 +145,6 @@ def _rate(value: Any) -> Any:
 
 def _at(rate: Any, count: Array) -> Array:
     return jnp.asarray(rate(count), float) if isinstance(rate, Partial) else rate
-
-
-def _is_function(mask: Mask) -> bool:
-    """Whether it is one to call; a module of booleans that can be called is not, as in optax."""
-    leaves = jax.tree.leaves(mask)
-    return bool(leaves) and all(map(callable, leaves))
-
-
-def _static(mask: PyTree) -> Any:
-    """A tree of booleans that can be compared and hashed: its leaves and structure."""
-    leaves, structure = jax.tree.flatten(mask)
-    for leaf in leaves:
-        if not isinstance(leaf, bool | np.bool_):
-            raise ValueError(f"mask must have booleans as leaves, got {leaf!r}")
-    return tuple(map(bool, leaves)), structure
-
-
-def _kept(mask: Any, params: Params) -> PyTree:
-    """Which leaves decay, as a tree of booleans like the params."""
-    if mask is None:
-        return jax.tree.map(lambda _: True, params)
-    mask = mask(params) if callable(mask) else jax.tree.unflatten(mask[1], mask[0])
-    return jax.tree.map(lambda kept, part: jax.tree.map(lambda _: kept, part), mask, params)
 
 
 def _init(inner: optax.GradientTransformation, params: Params) -> ScaledState:
@@ -191,6 +166,8 @@ def _update(
 ) -> tuple[Params, ScaledState]:
     if weight_decay is not None and params is None:
         raise ValueError("weight_decay needs params: call tx.update(gradients, state, params)")
+    _checks.state(state, ScaledState)
+    updates, params = _checks.gradients(updates, params, real=True)
     updates, new = inner.update(updates, state.inner, params, **extra)
     factor = _at(scale, state.count)
     if num_steps is not None:
@@ -199,7 +176,7 @@ def _update(
         updates = jax.tree.map(functools.partial(_scale, factor), updates)
     else:
         step = functools.partial(_decay_and_scale, factor, _at(weight_decay, state.count))
-        updates = jax.tree.map(step, _kept(mask, params), updates, params)
+        updates = jax.tree.map(step, _masks.kept(mask, params), updates, params)
     return updates, ScaledState(optax.safe_increment(state.count), new)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from l2ljax import _checks, checkpoint
+from l2ljax._masks import Mask
 from l2ljax.core import LearnedOptimizer, Phi
 from l2ljax.learned._adaptive_lstm import adaptive_lstm
 from l2ljax.learned._black_box_lstm import black_box_lstm
@@ -22,7 +23,7 @@ from l2ljax.learned._mlp import mlp
 from l2ljax.learned._partition import partition
 from l2ljax.learned._reversible_momentum import reversible_momentum
 from l2ljax.learned._rnnprop import rnnprop
-from l2ljax.learned._scaled import Mask, Rate, scaled
+from l2ljax.learned._scaled import Rate, scaled
 from l2ljax.learned._surrogate_lstm import surrogate_lstm
 
 Path = str | os.PathLike[str]
