@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 from typing_extensions import TypeAliasType
 
 from l2ljax import _checks
+from l2ljax._placeholders import init_to_find_params, stands_for_params
 from l2ljax._programs import in_one_program
 from l2ljax._sharding import without_explicit_axes
 from l2ljax.classic._common import (
@@ -143,8 +144,10 @@ def descend(
     def init(params: Params) -> DescentState:
         _checks.floating_leaves("params", params)
         searched = None
-        if search is not None and jax.tree.leaves(params):
-            searched = _strong(search.init(params))
+        if search is not None and stands_for_params(params):
+            searched = init_to_find_params(search.init, params)
+        elif search is not None and jax.tree.leaves(params):
+            searched = _strong(search.init(jax.tree.map(jnp.asarray, params)))
             if not hasattr(searched, "learning_rate"):
                 raise ValueError(
                     "line_search must be an optax line search, whose state has a learning_rate, "
@@ -155,6 +158,8 @@ def descend(
     def update(
         updates: Updates, state: DescentState, params: Params | None = None, **extra: Any
     ) -> tuple[Updates, DescentState]:
+        _checks.state(state, DescentState)
+        updates, params = _checks.gradients(updates, params)
         d, inner_state = direction.update(updates, state.direction, params, **extra)
         searched = state.line_search
         if searched is not None:
@@ -167,6 +172,8 @@ def descend(
                     "cannot see a part of the params only, as optax.masked and optax.partition "
                     "show it"
                 )
+            gradient, _ = _checks.gradients(gradient, real=True)
+            _checks.alike("grad", gradient, "the params", params, holder="the params have")
             d = _descending(d, gradient)
         minus_rate = -jnp.asarray(rate_at(learning_rate, state.count))
         (steps,) = leafwise(rule, {"minus_rate": minus_rate}, d)

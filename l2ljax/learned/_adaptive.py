@@ -168,9 +168,9 @@ def _init(phi: Phi, params: Params, *, design: Design) -> AdaptiveState:
             lstm_carry(shape, stored, hidden=design.hidden),
         )
 
-    pool, *large = _coordinates.zeros(params, make, design.layout)
+    pool, large = _coordinates.zeros(params, make, design.layout)
     zero = jnp.zeros((), jnp.int32)
-    return AdaptiveState(zero, pool.means, pool.square, pool.layers, tuple(large))
+    return AdaptiveState(zero, pool.means, pool.square, pool.layers, large)
 
 
 def _update(
@@ -184,13 +184,14 @@ def _update(
     notes: Sequence[kernels.Notes] | None = None,
 ) -> tuple[Any, ...]:
     """One update, or those of a sequence of gradients, with notes, see `SequenceTransformation`."""
-    del params
-    _checks.floating_leaves("updates", updates)
+    _checks.state(state, AdaptiveState)
+    updates, _ = _checks.gradients(updates, params, real=True)
     dtype = state.square.dtype
     memories = [AdaptiveMemory(state.means, state.square, state.layers), *state.large]
     batches, unbatch = _coordinates.ways(dtype, design.layout, sequence=sequence)
     gradients = batches(updates)
-    _coordinates.require_fit(memories, gradients, leading=int(sequence))
+    found = [memory.square.shape for memory in memories]
+    _coordinates.require_fit(found, gradients, leading=int(sequence))
     times = optax.safe_increment(state.count)
     if sequence:
         times += jnp.arange(len(gradients[0]), dtype=jnp.int32)

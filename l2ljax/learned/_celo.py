@@ -130,7 +130,11 @@ def _init(phi: Phi, params: Params) -> CeloState:
     def averages(shape: tuple[int, ...]) -> tuple[Array, Array]:
         return jnp.zeros((count, *shape), dtype), jnp.zeros(shape, dtype)
 
-    _, *like_leaves = _coordinates.zeros(params, averages, "leaves")
+    _, like_leaves = _coordinates.zeros(params, averages, "leaves")
+    schedule = _celo_schedule.start(phi["schedule"], dtype)
+    if not isinstance(like_leaves, tuple):
+        # As with the large leaves of other optimizers, one leaf stands for all.
+        return CeloState(schedule, like_leaves)
     memories = []
     for leaf, (momenta, mean_square) in zip(jax.tree.leaves(params), like_leaves, strict=True):
         rows, columns = list(jnp.shape(leaf)), list(jnp.shape(leaf))
@@ -145,7 +149,7 @@ def _init(phi: Phi, params: Params) -> CeloState:
                 None if axes is None else jnp.zeros((count, *columns), dtype),
             )
         )
-    return CeloState(_celo_schedule.start(phi["schedule"], dtype), tuple(memories))
+    return CeloState(schedule, tuple(memories))
 
 
 def _update(
@@ -159,10 +163,11 @@ def _update(
     **others: Any,
 ) -> tuple[Params, CeloState]:
     del others
+    _checks.state(state, CeloState)
     if params is None:
         raise ValueError("celo needs params: call tx.update(gradients, state, params, value=loss)")
     require_value("celo", value)
-    _checks.floating_leaves("updates", updates)
+    updates, params = _checks.gradients(updates, params, real=True)
     dtype = state.schedule.means.dtype
     phi = _coordinates.cast(phi, dtype)
     schedule, scale = _celo_schedule.step(
@@ -171,6 +176,7 @@ def _update(
     gradients, positions = (
         [jnp.asarray(leaf, dtype) for leaf in jax.tree.leaves(tree)] for tree in (updates, params)
     )
+    _coordinates.require_fit([memory.mean_square.shape for memory in state.leaves], gradients)
     step = closure(_step, phi["mlp"], scale)
     found = _coordinates.each_leaf(step, state.leaves, gradients, positions)
     leaves, steps = zip(*found, strict=True) if found else ((), ())

@@ -19,6 +19,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Int, PyTree
 
 from l2ljax import kernels
+from l2ljax._placeholders import stands_for_params
 from l2ljax._sharding import explicit, gather, split_like
 from l2ljax.core import DTypeLike
 
@@ -104,7 +105,9 @@ def ways(
     return (jax.vmap(into), jax.vmap(back)) if sequence else (into, back)
 
 
-def zeros(params: PyTree, make: Callable[[tuple[int, ...]], PyTree], layout: str) -> list[PyTree]:
+def zeros(
+    params: PyTree, make: Callable[[tuple[int, ...]], PyTree], layout: str
+) -> tuple[PyTree, Any]:
     """A memory of zeros for each batch; that of a large leaf is split over devices as the leaf is.
 
     Args:
@@ -112,8 +115,15 @@ def zeros(params: PyTree, make: Callable[[tuple[int, ...]], PyTree], layout: str
         make: `make(shape)` is the memory of a batch of that shape; the last axes of all its arrays
             are those of the shape.
         layout: a key of `LAYOUTS`.
+
+    Returns:
+        The memory of the flat batch, and a tuple of those of the large leaves; one leaf stands for
+        these where it is not known how many there are, see `core.stands_for_params`.
     """
-    memories = [make((sum(sizes(pooled(params, layout))),))]
+    pool = make((sum(sizes(pooled(params, layout))),))
+    if stands_for_params(params) and LAYOUTS[layout] < math.inf:
+        return pool, jnp.zeros(())
+    memories = []
     for leaf in _large(params, layout):
         like = jax.eval_shape(functools.partial(make, jnp.shape(leaf)))
         memories.append(
@@ -124,14 +134,16 @@ def zeros(params: PyTree, make: Callable[[tuple[int, ...]], PyTree], layout: str
                 like,
             )
         )
-    return memories
+    return pool, tuple(memories)
 
 
-def require_fit(memories: Sequence[PyTree], gradients: Sequence[Array], leading: int = 0) -> None:
+def require_fit(
+    found: Sequence[tuple[int, ...]], gradients: Sequence[Array], leading: int = 0
+) -> None:
     """Refuses a state of other params than those that the gradients are of.
 
     Args:
-        memories: that of each batch; the last axes of all its arrays are those of the batch.
+        found: the coordinates that the state has of each batch.
         gradients: the batches.
         leading: axes of gradients that no memory has.
 
@@ -139,15 +151,10 @@ def require_fit(memories: Sequence[PyTree], gradients: Sequence[Array], leading:
         ValueError: for batches of other shapes than their memories.
     """
     expected = [gradient.shape[leading:] for gradient in gradients]
-    found = [
-        next(iter(sizes - {shape}), shape)
-        for memory, shape in zip(memories, expected, strict=False)
-        for sizes in [{a.shape[max(0, a.ndim - len(shape)) :] for a in jax.tree.leaves(memory)}]
-    ]
-    if len(memories) != len(gradients) or found != expected:
+    if list(found) != expected:
         raise ValueError(
             "state must be what `init` made of params like these: its flat batch and its large "
-            f"leaves have the coordinates {found}, those of the updates {expected}"
+            f"leaves have the coordinates {[*found]}, those of the updates {expected}"
         )
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from typing_extensions import TypeAliasType
 
 from l2ljax import _checks, classic
+from l2ljax._placeholders import stands_for_params
 from l2ljax._programs import in_one_program
 from l2ljax.core import (
     Key,
@@ -48,7 +49,8 @@ class HyperparametersState(NamedTuple):
 
     Attributes:
         count: updates made so far, i32[].
-        inner: the method's state; with values for each leaf a tuple of states, one a leaf.
+        inner: the method's state; with values for each leaf every array in it is a tree like the
+            params, with what the state of each leaf has there.
     """
 
     count: Int[Array, ""]  # type: ignore[assignment]  # a method of tuples, too
@@ -258,15 +260,19 @@ def _at(
 def _init(phi: Phi, params: Params, **settings: Any) -> HyperparametersState:
     count = jnp.zeros((), jnp.int32)
     methods = _at(phi, count, **settings)
-    if settings["structure"] is None:
+    structure = settings["structure"]
+    if structure is None or (stands_for_params(params) and methods):
         return HyperparametersState(count, methods[0].init(params))
-    leaves, structure = jax.tree.flatten(params)
-    if structure != settings["structure"]:
-        raise ValueError(
-            f"params must have the structure of like, {settings['structure']}, got {structure}"
-        )
-    states = tuple(tx.init(leaf) for tx, leaf in zip(methods, leaves, strict=True))
-    return HyperparametersState(count, states)
+    leaves = _leaves("params", params, structure)
+    states = [tx.init(leaf) for tx, leaf in zip(methods, leaves, strict=True)]
+    return HyperparametersState(count, _join(states, structure))
+
+
+def _leaves(name: str, tree: Params, structure: Any) -> list[Any]:
+    leaves, present = jax.tree.flatten(tree)
+    if present != structure:
+        raise ValueError(f"{name} must have the structure of like, {structure}, got {present}")
+    return leaves
 
 
 def _update(
@@ -277,6 +283,8 @@ def _update(
     **rest: Any,
 ) -> tuple[Params, HyperparametersState]:
     settings = {name: rest.pop(name) for name in ("factory", "horizon", "structure")}
+    _checks.state(state, HyperparametersState)
+    updates, params = _checks.gradients(updates, params)
     # Methods made of φ are others after each step, φ is an argument of one program.
     return in_one_program(functools.partial(_move, **settings))(
         updates, (phi, state), params, **rest
@@ -299,11 +307,27 @@ def _move(
     if structure is None:
         updates, inner = methods[0].update(updates, state.inner, params, **extra)
         return updates, HyperparametersState(count, inner)
-    leaves, present = jax.tree.flatten(updates)
+    leaves = _leaves("updates", updates, structure)
     others = [None] * len(leaves) if params is None else jax.tree.leaves(params)
     moved = [
         tx.update(leaf, inner, param)
-        for tx, leaf, inner, param in zip(methods, leaves, state.inner, others, strict=True)
+        for tx, leaf, inner, param in zip(
+            methods, leaves, _split(state.inner, structure), others, strict=True
+        )
     ]
     new, states = zip(*moved, strict=True) if moved else ((), ())
-    return jax.tree.unflatten(present, new), HyperparametersState(count, states)
+    inner = _join(states, structure)
+    return jax.tree.unflatten(structure, new), HyperparametersState(count, inner)
+
+
+def _join(states: Sequence[Any], structure: Any) -> Any:
+    """The states of the leaves as one, in which each array is a tree of these."""
+    return jax.tree.map(lambda *arrays: structure.unflatten(arrays), *states) if states else ()
+
+
+def _split(joined: Any, structure: Any) -> list[Any]:
+    """The states of the leaves that `_join` has joined."""
+    outer: Any
+    trees, outer = jax.tree.flatten(joined, is_leaf=lambda x: jax.tree.structure(x) == structure)
+    rows = zip(*map(jax.tree.leaves, trees), strict=True) if trees else [()] * structure.num_leaves
+    return [outer.unflatten(row) for row in rows]

@@ -246,10 +246,13 @@ def _init(
     _checks.floating_leaves("params", params)
     dtype = jnp.dtype(state_dtype or _coordinates.working_dtype(phi, params))
     make = functools.partial(lstm_carry, dtype=dtype, hidden=hidden)
-    layers, *large = _coordinates.zeros(params, make, layout)
-    none = functools.partial(jnp.zeros, dtype=bool)
-    seen = _coordinates.zeros(params, none, layout) if wait_for_gradient else []
-    return LSTMState(layers, tuple(large), tuple(seen))
+    layers, large = _coordinates.zeros(params, make, layout)
+    seen: Any = ()
+    if wait_for_gradient:
+        pool, rest = _coordinates.zeros(params, functools.partial(jnp.zeros, dtype=bool), layout)
+        # As with `large`, it may be that one leaf stands for all.
+        seen = (pool, *rest) if isinstance(rest, tuple) else rest
+    return LSTMState(layers, large, seen)
 
 
 def _update(
@@ -264,14 +267,15 @@ def _update(
     **settings: Any,
 ) -> tuple[Any, ...]:
     """One update, or those of a sequence of gradients, with notes, see `SequenceTransformation`."""
-    del params
-    _checks.floating_leaves("updates", updates)
+    _checks.state(state, LSTMState)
+    updates, _ = _checks.gradients(updates, params, real=True)
     memories = state.networks
     dtype = _coordinates.working_dtype(memories)
     phi = _coordinates.cast(phi, dtype)
     batches, unbatch = _coordinates.ways(dtype, layout, sequence=sequence)
     gradients = batches(updates)
-    _coordinates.require_fit(memories, gradients, leading=int(sequence))
+    found = [layers[0][0].shape[1:] for layers in memories]
+    _coordinates.require_fit(found, gradients, leading=int(sequence))
     # The program of `kernels` has tiles of its own, but none for a state of another precision.
     fused = settings["fused"] is not False and kernels.cpu_serves((phi, gradients, memories))
     step = closure(_steps if sequence else _step if notes is None else _noting, phi, **settings)

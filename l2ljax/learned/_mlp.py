@@ -211,9 +211,9 @@ def _init(
             None if second_moment_decay is None else jnp.zeros(shape, dtype),
         )
 
-    pool, *large = _coordinates.zeros(params, make, layout)
+    pool, large = _coordinates.zeros(params, make, layout)
     zero = jnp.zeros((), jnp.int32)
-    return MLPState(zero, pool.momenta, pool.mean_square, tuple(large))
+    return MLPState(zero, pool.momenta, pool.mean_square, large)
 
 
 def _update(
@@ -225,14 +225,16 @@ def _update(
     layout: str,
     **settings: Any,
 ) -> tuple[Params, MLPState]:
+    _checks.state(state, MLPState)
     if params is None:
         raise ValueError("mlp needs params: call tx.update(gradients, state, params)")
-    _checks.floating_leaves("updates", updates)
+    updates, params = _checks.gradients(updates, params, real=True)
     dtype = state.momenta.dtype
     time = jnp.tanh(state.count.astype(dtype) / jnp.asarray(TIME_SCALES, dtype) - 1)
     step = closure(_step, _with_shared(_coordinates.cast(phi, dtype), time), **settings)
     memories = [MLPMemory(state.momenta, state.mean_square), *state.large]
     gradients, positions = (_coordinates.batches(tree, dtype, layout) for tree in (updates, params))
+    _coordinates.require_fit([memory.momenta.shape[1:] for memory in memories], gradients)
     # The flat batch has several leaves, each other one is a leaf.
     leaves = [_coordinates.pooled(updates, layout), *(None for _ in state.large)]
     found = _coordinates.each(step, memories, gradients, positions, leaves)

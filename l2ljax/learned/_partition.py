@@ -10,7 +10,8 @@ import optax
 from jax.tree_util import KeyPath
 from jaxtyping import PyTree
 
-from l2ljax import _checks
+from l2ljax import _checks, _masks
+from l2ljax._placeholders import stands_for_params
 from l2ljax.core import (
     CoordinatewiseTransformation,
     Key,
@@ -57,7 +58,8 @@ def partition(
               '/', gives the label.
             - a tree of labels like the params, in which a label may stand for a whole subtree. It
               becomes patterns; so a flat dictionary of labels may be called either.
-            - a function from params to such a tree. Such a partition is loaded by `opt=`. The
+            - a function from params to such a tree; a module of labels that can be called is a
+              tree, since its leaves are no functions. Such a partition is loaded by `opt=`. The
               function may read shapes, so a batch of problems is not taken for one bigger problem,
               and meta-training is slower than with patterns.
 
@@ -114,7 +116,7 @@ _Rule: TypeAlias = _Patterns | Callable[[Params], PyTree]
 
 
 def _rule(labels: PyTree | Callable[[Params], PyTree], names: Collection[str]) -> _Rule:
-    if callable(labels):
+    if _masks.is_function(labels):
         return labels
     if isinstance(labels, Mapping) and all(
         isinstance(text, str) for item in labels.items() for text in item
@@ -200,7 +202,10 @@ def _bind(
 def _init(
     members: dict[str, optax.GradientTransformation], params: Params, *, rule: _Rule
 ) -> PartitionState:
-    parts = _split(params, _owners(params, rule, members), members)
+    if stands_for_params(params):
+        parts = dict.fromkeys(members, params)
+    else:
+        parts = _split(params, _owners(params, rule, members), members)
     return PartitionState({name: tx.init(parts[name]) for name, tx in members.items()})
 
 
@@ -213,6 +218,8 @@ def _update(
     rule: _Rule,
     **extra_args: Any,
 ) -> tuple[Params, PartitionState]:
+    _checks.state(state, PartitionState)
+    updates, params = _checks.gradients(updates, params)
     owners = _owners(updates, rule, members)
     gradients = _split(updates, owners, members)
     parts = dict.fromkeys(members) if params is None else _split(params, owners, members)
