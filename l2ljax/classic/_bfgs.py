@@ -175,7 +175,15 @@ def scale_by_bfgs(min_cosine: Hyperparameter = 1e-8) -> optax.GradientTransforma
     def update(
         updates: Updates, state: BFGSState, params: Params | None = None
     ) -> tuple[Updates, BFGSState]:
-        w, _ = flatten(require_params("bfgs", params), state.params.dtype)
+        _checks.state(state, BFGSState)
+        params = require_params("bfgs", params)
+        updates, params = _checks.gradients(updates, params, real=True)
+        w, _ = flatten(params, state.params.dtype)
+        if w.size != state.params.size:
+            raise ValueError(
+                "state must be what `init` made of params like these: it has "
+                f"{state.params.size} coordinates, the params have {w.size}"
+            )
         g, unflatten = flatten(updates, state.params.dtype)
         s, y = w - state.params, g - state.gradient
         pair = measure_pair(s, y, min_cosine, state.count > 0)

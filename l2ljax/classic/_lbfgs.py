@@ -150,8 +150,11 @@ def scale_by_lbfgs(
     def update(
         updates: Updates, state: LBFGSState, params: Params | None = None
     ) -> tuple[Updates, LBFGSState]:
+        _checks.state(state, LBFGSState)
+        params = require_params("lbfgs", params)
+        updates, params = _checks.gradients(updates, params, state.gradient, real=True)
         dtype = state.rho.dtype
-        w, g = widen(require_params("lbfgs", params), dtype), widen(updates, dtype)
+        w, g = widen((params, updates), dtype)
         s = jax.tree.map(jnp.subtract, w, state.params)
         y = jax.tree.map(jnp.subtract, g, state.gradient)
         pair = measure_pair(s, y, min_cosine, state.count > 0)

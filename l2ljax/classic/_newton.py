@@ -169,7 +169,9 @@ def scale_by_curvature(
         params: Params | None = None,
         **extra: Any,
     ) -> tuple[Updates, optax.EmptyState]:
+        _checks.state(state, optax.EmptyState)
         params = require_params(method, params)
+        updates, params = _checks.gradients(updates, params, real=True)
         (value_fn,) = require_extra(method, extra, "value_fn")
         if optax.tree.size(params) == 0:
             return updates, state

@@ -83,7 +83,10 @@ def with_snapshots(
     def update(
         updates: Updates, state: SnapshotState, params: Params | None = None, **extra_args: Any
     ) -> tuple[Updates, SnapshotState]:
+        _checks.state(state, SnapshotState)
         params = require_params("with_snapshots", params)
+        kept = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), state.snapshots)
+        updates, params = _checks.gradients(updates, params, kept)
         updates, inner_state = inner.update(updates, state.inner, params, **extra_args)
         count = optax.safe_increment(state.count)
         ends = ((count % length == 0) & (count < steps)) | (count == steps)

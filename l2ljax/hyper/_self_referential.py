@@ -149,6 +149,7 @@ def _update(
     modifying: bool,
 ) -> tuple[Params, SelfReferentialState]:
     del params
+    _checks.state(state, SelfReferentialState)
     weights = state.weights
     bias = jnp.ones((), weights.dtype)
     seen = jnp.concatenate([updates, jnp.stack([state.val, bias]), state.units])

@@ -101,8 +101,9 @@ def _update(
     value: ArrayLike,
     **extra: Any,
 ) -> tuple[Params, BlackBoxState]:
-    del updates, extra
-    params = point(params)
+    del extra
+    _checks.state(state, BlackBoxState)
+    _, params = _checks.gradients(updates, point(params), state.seen.best, real=True)
     seen, features = see(state.seen, params, value)
     phi = jax.tree.map(lambda leaf: leaf.astype(features.dtype), phi)
     carry, move = networks.recurrent_apply(phi, state.carry, features)

@@ -98,9 +98,10 @@ def _update(
     value: Any = None,
     **others: Any,
 ) -> tuple[Params, CeloAdamState]:
-    del params, others
+    del others
+    _checks.state(state, CeloAdamState)
     require_value("celo_adam", value)
-    _checks.floating_leaves("updates", updates)
+    updates, _ = _checks.gradients(updates, params, state.means, real=True)
     dtype = state.schedule.means.dtype
     phi = _coordinates.cast(phi, dtype)
     schedule, scale = _celo_schedule.step(

@@ -151,12 +151,14 @@ def _update(
     value: ArrayLike | None = None,
     **extra: Any,
 ) -> tuple[Params, GuardedState]:
+    _checks.state(state, GuardedState)
     if value is None or jnp.shape(value) != ():
         got = "none" if value is None else f"the shape {jnp.shape(value)}"
         raise ValueError(
             "guarded needs the loss, a scalar: call tx.update(gradients, state, params, "
             f"value=loss), got {got}"
         )
+    updates, params = _checks.gradients(updates, params)
     state, falls_back = _watched(jnp.asarray(value, state.loss.dtype), state, decay, tolerance)
     found: dict[str, Params] = {}
     for name, tx in members.items():

@@ -140,7 +140,8 @@ def _update(
     *,
     structure: Any,
 ) -> tuple[Params, ReversibleMomentumState]:
-    del params
+    _checks.state(state, ReversibleMomentumState)
+    updates, _ = _checks.gradients(updates, params, state.velocity)
     rates, decays = _coefficients(phi, updates, state.count, structure=structure)
 
     def accelerate(decay: Array, v: Array, g: Array) -> Array:

@@ -141,8 +141,9 @@ def _update(
     value: ArrayLike,
     **extra: Any,
 ) -> tuple[Params, SurrogateState]:
-    del updates, extra
-    params = point(params)
+    del extra
+    _checks.state(state, SurrogateState)
+    _, params = _checks.gradients(updates, point(params), state.seen.best, real=True)
     seen, features = see(state.seen, params, value)
     memory = state.values.size
     used = jnp.minimum(state.steps + 1, memory).astype(features.dtype) / memory
