@@ -31,8 +31,8 @@ install_import_hook("l2ljax", "tests.typechecker.check")
 
 @pytest.fixture
 def strict_promotion() -> Iterator[None]:
-    """Mixed dtypes are an error. Not for all tests: optax itself needs the loose kind."""
-    with jax.numpy_dtype_promotion("strict"):
+    """Mixed dtypes and ranks are errors. Not for all tests: optax itself needs the loose kind."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
 
 

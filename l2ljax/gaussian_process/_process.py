@@ -84,7 +84,7 @@ def matern(
     >>> print(matern(jnp.zeros((1, 1)), jnp.array([[0.0], [1.0]]), one).round(2))
     [[2.   1.05]]
     """
-    squares = jnp.sum(((a[:, None] - b) / hyperparameters.lengths) ** 2, axis=-1)
+    squares = jnp.sum(((a[:, None] - b[None]) / hyperparameters.lengths[None, None]) ** 2, axis=-1)
     # The root has no derivative at zero; the kernel's there is zero.
     r = jnp.sqrt(5 * jnp.maximum(squares, jnp.finfo(squares.dtype).tiny))
     return hyperparameters.signal * (1 + r + r**2 / 3) * jnp.exp(-r)
@@ -124,7 +124,9 @@ def condition(
     scale = jnp.where(scale > 0, scale, 1)
     standard = jnp.where(present, (values - shift) / scale, 0)
     # What is not there has a variance of one and no covariance: it takes no part.
-    covariance = jnp.where(present[:, None] & present, matern(points, points, hyperparameters), 0)
+    covariance = jnp.where(
+        present[:, None] & present[None], matern(points, points, hyperparameters), 0
+    )
     jitter = JITTER * jnp.finfo(points.dtype).eps * hyperparameters.signal
     diagonal = jnp.where(present, hyperparameters.noise + jitter, 1)
     cholesky = jnp.linalg.cholesky(covariance + jnp.diag(diagonal))
@@ -135,7 +137,9 @@ def condition(
 
 
 def _mean(values: Array, present: Array) -> Array:
-    return jnp.sum(jnp.where(present, values, 0)) / jnp.maximum(present.sum(), 1)
+    return jnp.sum(jnp.where(present, values, 0)) / jnp.maximum(present.sum(), 1).astype(
+        values.dtype
+    )
 
 
 def log_marginal_likelihood(gp: GaussianProcess) -> Scalar:
@@ -159,8 +163,8 @@ def log_marginal_likelihood(gp: GaussianProcess) -> Scalar:
     """
     standard = jnp.where(gp.present, (gp.values - gp.shift) / gp.scale, 0)
     determinant = jnp.log(jnp.diagonal(gp.cholesky)).sum()
-    constant = 0.5 * gp.present.sum() * jnp.log(2 * jnp.pi)
-    return -0.5 * standard @ gp.weights - determinant - constant.astype(standard.dtype)
+    constant = 0.5 * math.log(2 * math.pi) * gp.present.sum().astype(standard.dtype)
+    return -0.5 * standard @ gp.weights - determinant - constant
 
 
 def fit(
@@ -220,7 +224,10 @@ def _fit(points: Array, values: Array, present: Array | None, *, steps: int) -> 
 
     def step(carry: tuple[Array, optax.OptState], _: None) -> tuple[Any, None]:
         logs, state = carry
-        updates, state = tx.update(jax.grad(loss)(logs), state, logs)
+        gradient = jax.grad(loss)(logs)
+        # optax's Adam raises a decay to the power of a whole number.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, state = tx.update(gradient, state, logs)
         return (optax.apply_updates(logs, updates), state), None
 
     (logs, _), _ = jax.lax.scan(step, (median, tx.init(median)), length=steps)
@@ -317,7 +324,7 @@ def sample(gp: GaussianProcess, at: Float[Array, "n dim"], key: Key) -> Float[Ar
     # The difference of two matrices is less exact than either: its eigenvalues may lie below zero
     # by more than the jitter, where a Cholesky factor does not exist.
     values, vectors = jnp.linalg.eigh(covariance)
-    spread = vectors * jnp.sqrt(jnp.maximum(values, jitter))
+    spread = vectors * jnp.sqrt(jnp.maximum(values, jitter))[None]
     return mean + gp.scale * (spread @ jax.random.normal(key, mean.shape, mean.dtype))
 
 

@@ -105,7 +105,7 @@ def _propose(
         return units[jnp.argmax(scores)]
 
     def near(point: Array, width: Array, key: Key) -> Array:
-        return jnp.clip(point + width * jax.random.normal(key, shape, dtype), 0, 1)
+        return jnp.clip(point[None] + width * jax.random.normal(key, shape, dtype), 0, 1)
 
     half = jnp.arange(candidates)[:, None] % 2 == 0
     around = near(units[jnp.argmin(mean)], jnp.resize(widths, (candidates, 1)), near_key)
@@ -115,7 +115,7 @@ def _propose(
 
     def refine(point: Array, round: tuple[Array, Array]) -> tuple[Array, None]:
         width, key = round
-        return best_of(jnp.vstack([point, near(point, width, key)])), None
+        return best_of(jnp.concatenate([point[None], near(point, width, key)])), None
 
     found, _ = jax.lax.scan(refine, first, (widths, jnp.stack(keys)))
     return found

@@ -37,8 +37,8 @@ def _log_regret(xs: Array, ys: Array, problem: Problem) -> Scalar:
 
 
 def _expected_improvement(xs: Array, ys: Array, problem: Problem) -> Scalar:
-    points = xs / _known(problem, "length_scale")
-    squares = jnp.sum((points[:, None] - points) ** 2, axis=-1)
+    points = xs / _known(problem, "length_scale")[None]
+    squares = jnp.sum((points[:, None] - points[None]) ** 2, axis=-1)
     covariance = jnp.exp(-squares / 2) + _NOISE * jnp.eye(ys.size, dtype=ys.dtype)
     # One root has all posteriors: row t of it is the regression of y_t on those before it.
     root = jnp.linalg.cholesky(covariance)

@@ -224,7 +224,8 @@ def _evaluate(
                 error.add_note(_NOTE)
             raise
         _checks.scalar_value("objective", value)
-        return jnp.asarray(value, jnp.result_type(value, float))
+        real = jnp.issubdtype(jnp.result_type(value), jnp.floating)
+        return jnp.asarray(value, None if real else float)
 
     return jax.vmap(evaluate, axis_size=size)(mapped)
 

@@ -279,7 +279,8 @@ def embed(
             continue
         place = jnp.minimum(jnp.floor(column * size), size - 1)
         if is_choice:
-            columns.append((place[:, None] == jnp.arange(size)).astype(units.dtype) / 2**0.5)
+            options = jnp.arange(size, dtype=units.dtype)[None]
+            columns.append((place[:, None] == options).astype(units.dtype) / 2**0.5)
         else:
             columns.append((place[:, None] + 0.5) / size)
     return jnp.concatenate(columns, axis=1)

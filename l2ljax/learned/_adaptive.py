@@ -279,7 +279,7 @@ def _average(
     means, square = averages
     t, gradient = at
     decays = jnp.asarray(design.decays, gradient.dtype).reshape(-1, *[1] * gradient.ndim)
-    means = decays * means + (1 - decays) * gradient
+    means = decays * means + (1 - decays) * gradient[None]
     decay_square = jnp.asarray(design.decay_square, gradient.dtype)
     square = decay_square * square + (1 - decay_square) * gradient**2
     inputs = _inputs(gradient, means / (1 - decays**t), square / (1 - decay_square**t), design)
@@ -307,7 +307,7 @@ def _inputs(
 ) -> Float[Array, "features *coordinates"]:
     signals = jnp.concatenate([gradient[None], means])
     # ε under the root: its derivative at zero is then finite, and √v + ε is within ε of it.
-    normalized = signals * jax.lax.rsqrt(square + design.eps**2)
+    normalized = signals * jax.lax.rsqrt(square + design.eps**2)[None]
     if not design.logarithms:
         return normalized
     logarithms, signs = log_sign(signals, p=design.p)

@@ -214,7 +214,7 @@ def _step(
     dtype = gradient.dtype
     gradient = jnp.clip(gradient, -LARGEST, LARGEST)
     beta = jnp.asarray(DECAYS, dtype).reshape(-1, *[1] * gradient.ndim)
-    momenta = beta * memory.momenta + (1 - beta) * gradient
+    momenta = beta * memory.momenta + (1 - beta) * gradient[None]
     decay = jnp.asarray(MEAN_SQUARE_DECAY, dtype)
     mean_square = decay * memory.mean_square + (1 - decay) * gradient**2
     inverse_root = jax.lax.rsqrt(mean_square + 1e-6)
@@ -238,9 +238,9 @@ def _step(
         position[None],
         momenta,
         mean_square[None],
-        momenta * inverse_root,
+        momenta * inverse_root[None],
         inverse_root[None],
-        gradient * factor,
+        gradient[None] * factor,
         (gradient * inverse_root)[None],
         rows,
         columns,
@@ -250,7 +250,8 @@ def _step(
     ]
     over_leaf = tuple(range(1, gradient.ndim + 1))
     normalized = [
-        x * jax.lax.rsqrt(1e-5 + _mean(x**2, over_leaf)) * jnp.ones_like(gradient) for x in features
+        x * jax.lax.rsqrt(1e-5 + _mean(x**2, over_leaf)) * jnp.ones_like(gradient[None])
+        for x in features
     ]
     direction, size = coordinate_mlp_apply(network, jnp.concatenate(normalized))
     length = 1e-3 * scale * jnp.sqrt(jnp.sum(position**2) / max(1, position.size) + 1e-9)

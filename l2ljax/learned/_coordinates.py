@@ -215,7 +215,7 @@ def leaf_means(rows: Float[Array, "rows coordinates"], like: PyTree) -> Float[Ar
     columns = rows.T
     for segments, count in ((chunk, leaf.size), (jnp.asarray(leaf), len(lengths))):
         columns = jax.ops.segment_sum(columns, segments, count, indices_are_sorted=True)
-    return columns.T / jnp.maximum(jnp.asarray(lengths, rows.dtype), 1)
+    return columns.T / jnp.maximum(jnp.asarray(lengths, rows.dtype), 1)[None]
 
 
 def at_coordinates(

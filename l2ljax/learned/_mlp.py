@@ -266,14 +266,14 @@ def _step(
     limit = 2.0 ** (jnp.finfo(dtype).maxexp // 2 - 1)
     gradient = jnp.where(jnp.isinf(gradient), gradient, jnp.clip(gradient, -limit, limit))
     beta = jnp.asarray(decays, dtype).reshape(-1, *[1] * gradient.ndim)
-    momenta = beta * memory.momenta + (1 - beta) * gradient
+    momenta = beta * memory.momenta + (1 - beta) * gradient[None]
     features = [gradient[None], position[None], momenta]
     mean_square = memory.mean_square
     if mean_square is not None:
         beta = jnp.asarray(second_moment_decay, dtype)
         mean_square = beta * mean_square + (1 - beta) * gradient**2
         inverse_root = jax.lax.rsqrt(mean_square + SQUARE_EPS)
-        features += [mean_square[None], momenta * inverse_root, inverse_root[None]]
+        features += [mean_square[None], momenta * inverse_root[None], inverse_root[None]]
     inputs = _unit_mean_square(jnp.concatenate(features), leaves)
     direction, size = coordinate_mlp_apply(phi, inputs)
     step = output_scale * direction * jnp.exp(exp_scale * size)

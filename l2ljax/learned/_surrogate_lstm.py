@@ -153,12 +153,13 @@ def _update(
 
     steps = optax.safe_increment(state.steps)
     # A value that is not finite is the first to be forgotten.
-    worst = jnp.argmax(jnp.where(jnp.isfinite(state.values), state.values, jnp.inf))
+    finite = jnp.where(jnp.isfinite(state.values), state.values, jnp.inf)
+    worst = jnp.argmax(finite).astype(state.steps.dtype)
     place = jnp.where(state.steps < memory, state.steps, worst)
     points = state.points.at[place].set((params + 1) / 2)
     values = state.values.at[place].set(jnp.asarray(value, features.dtype))
     points, values = jax.lax.stop_gradient((points, values))
-    present = jnp.arange(memory) < steps
+    present = jnp.arange(memory, dtype=steps.dtype) < steps
 
     key = jax.random.fold_in(jax.random.key(0), steps)
     lengths = gaussian_process.fit_lengths(
@@ -185,7 +186,7 @@ def _possible_lengths(last: Float[Array, " dim"]) -> Float[Array, "n dim"]:
     dim = last.size
     spread = jnp.asarray(2 * _spaced(_LENGTHS, dim) - 1, last.dtype) * math.log(4)
     everywhere = math.sqrt(dim) / 2 * jnp.exp(spread)
-    return jnp.concatenate([last[None], everywhere, last * jnp.exp(0.3 * spread)])
+    return jnp.concatenate([last[None], everywhere, last[None] * jnp.exp(0.3 * spread)])
 
 
 def _spaced(n: int, dim: int) -> Float[Array, "n dim"]:
@@ -194,7 +195,7 @@ def _spaced(n: int, dim: int) -> Float[Array, "n dim"]:
     for _ in range(50):
         ratio = (1 + ratio) ** (1 / (dim + 1))
     steps = jnp.array([ratio ** -(j + 1) for j in range(dim)])
-    return (0.5 + jnp.arange(1, n + 1)[:, None] * steps) % 1
+    return (0.5 + jnp.arange(1, n + 1, dtype=steps.dtype)[:, None] * steps[None]) % 1
 
 
 def _bound(unit: Array, gp: GaussianProcess, kappa: Array) -> Scalar:
@@ -217,6 +218,6 @@ def _minimum_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     slope = jax.grad(_bound)
     _, change = jax.jvp(lambda *known: slope(unit, *known), (gp, kappa), tuple(directions))
     curvature, axes = jnp.linalg.eigh(jax.hessian(_bound)(unit, gp, kappa))
-    step = -(axes / jnp.maximum(curvature, _LEAST_CURVATURE)) @ (axes.T @ change)
+    step = -(axes / jnp.maximum(curvature, _LEAST_CURVATURE)[None]) @ (axes.T @ change)
     # At a wall the minimum stays there.
     return unit, jnp.where((unit > 0) & (unit < 1), step, 0)

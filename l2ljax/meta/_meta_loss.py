@@ -34,7 +34,9 @@ StepWeights = TypeAliasType("StepWeights", ArrayLike | Sequence[float] | Callabl
 META_LOSSES: dict[str, Callable[..., Array]] = {
     "mean": lambda losses, initial: losses,
     "log": lambda losses, initial: jnp.log(losses),
-    "log_improvement": lambda losses, initial: jnp.log(losses) - jnp.log(initial),
+    "log_improvement": lambda losses, initial: (
+        jnp.log(losses) - jnp.log(jnp.broadcast_to(initial, losses.shape))
+    ),
 }
 
 

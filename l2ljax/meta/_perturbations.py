@@ -93,7 +93,9 @@ def draw(
 def both_ways(phi: Phi, noise: PyTree[Float[Array, "pairs ..."]], std: float) -> Phi:
     """φ + σε of all pairs, then φ - σε of all pairs, on a new first axis."""
     return jax.tree.map(
-        lambda leaf, noise: leaf + std * jnp.concatenate([noise, -noise]), phi, noise
+        lambda leaf, noise: jnp.asarray(leaf)[None] + std * jnp.concatenate([noise, -noise]),
+        phi,
+        noise,
     )
 
 

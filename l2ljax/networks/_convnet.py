@@ -25,11 +25,12 @@ class _BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:], jnp.float32)
         dtype = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.dtype(jnp.float32)
         axes = tuple(range(x.ndim - 1))
-        mean = jnp.mean(x, axes, dtype)
+        mean = jnp.mean(x, axes, dtype, keepdims=True)
         centered = x.astype(dtype) - mean
-        variance = jnp.mean(centered**2, axes)
-        factor = scale.astype(dtype) * jax.lax.rsqrt(variance + _BATCH_NORM_EPS)
-        return (centered * factor + bias.astype(dtype)).astype(x.dtype)
+        variance = jnp.mean(centered**2, axes, keepdims=True)
+        scale, bias = (p.astype(dtype).reshape(mean.shape) for p in (scale, bias))
+        factor = scale * jax.lax.rsqrt(variance + _BATCH_NORM_EPS)
+        return (centered * factor + bias).astype(x.dtype)
 
 
 class _Conv(nn.Module):
@@ -45,7 +46,9 @@ class _Conv(nn.Module):
         kernel = self.param("kernel", scaled_normal, shape, jnp.float32)
         x = convolve(*nn.dtypes.promote_dtype(x, kernel, dtype=None))
         if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros_init(), (self.units,), jnp.float32)
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.units,), jnp.float32)
+            x, bias = nn.dtypes.promote_dtype(x, bias, dtype=None)
+            x = x + bias[None, None, None]
         return x
 
 

@@ -85,7 +85,7 @@ def hartmann6(x: Float[Array, "6"]) -> Scalar:
 
 def _hartmann(x: Array, narrowness: tuple, places: tuple) -> Scalar:
     a, p = jnp.asarray(narrowness, x.dtype), jnp.asarray(places, x.dtype) / 10_000
-    return -jnp.asarray(_HEIGHTS, x.dtype) @ jnp.exp(-jnp.sum(a * (x - p) ** 2, axis=1))
+    return -jnp.asarray(_HEIGHTS, x.dtype) @ jnp.exp(-jnp.sum(a * (x[None] - p) ** 2, axis=1))
 
 
 @dataclasses.dataclass(frozen=True)

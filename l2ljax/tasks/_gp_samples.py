@@ -82,7 +82,7 @@ def _sample(
     low, high = map(math.log, ends)
     length_scale = jnp.exp(jax.random.uniform(scales, (dim,), minval=low, maxval=high))
     problem = {
-        "frequencies": jax.random.normal(frequencies, (features, dim)) / length_scale,
+        "frequencies": jax.random.normal(frequencies, (features, dim)) / length_scale[None],
         "phases": jax.random.uniform(phases, (features,), maxval=2 * math.pi),
         "weights": jax.random.normal(weights, (features,)),
         "length_scale": length_scale,
@@ -104,7 +104,7 @@ def _lowest(problem: Problem, key: Key) -> Scalar:
     rate = 0.2 * problem["length_scale"] ** 2
 
     def step(points: Array, _: None) -> tuple[Array, None]:
-        return jnp.clip(points - rate * jax.vmap(jax.grad(value))(points), -1, 1), None
+        return jnp.clip(points - rate[None] * jax.vmap(jax.grad(value))(points), -1, 1), None
 
     points, _ = jax.lax.scan(step, points[best], length=100)
     return jax.vmap(value)(points).min()

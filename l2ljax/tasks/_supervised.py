@@ -43,7 +43,7 @@ def cross_entropy(
     # Narrower integers could not count all classes.
     labels, classes = jnp.asarray(labels, jnp.int32), logits.shape[-1]
     # A mask and not an index: the gradient of an index is a scatter, slow on every device.
-    chosen = labels[:, None] == jnp.arange(classes, dtype=jnp.int32)
+    chosen = labels[:, None] == jnp.arange(classes, dtype=jnp.int32)[None]
     values = jnp.sum(jnp.where(chosen, -jax.nn.log_softmax(logits), 0), axis=-1)
     # The mask of a label without a logit is empty, and its sum would be a perfect zero.
     return jnp.where((labels >= 0) & (labels < classes), values, jnp.nan)

@@ -29,7 +29,8 @@ def loss(settings, key):
     assert isinstance(settings["width"], int)
     bonus = {"relu": 0.0, "tanh": 0.5}[settings["act"]]
     rows = jnp.ones(settings["width"]) * jnp.log10(settings["rate"])
-    return jnp.sum(rows**2) + (settings["shift"] - settings["count"]) ** 2 + bonus
+    shift = settings["shift"] - jnp.asarray(settings["count"], settings["shift"].dtype)
+    return jnp.sum(rows**2) + shift**2 + bonus
 
 
 def branin(settings, key):

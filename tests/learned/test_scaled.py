@@ -168,7 +168,7 @@ def test_other_dtypes_are_kept(dtype, strict_promotion):
         found = run(tx, params, gradients)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {dtype}
         update = run(plain(), params, gradients)["w"].astype(float)
-        expected = 0.3 * (update - 0.1 * params["w"].astype(float))
+        expected = 0.3 * (update - 0.1 * params["w"].astype(float)[None])
         np.testing.assert_allclose(
             found["w"].astype(float), expected, rtol=1e-2 if dtype == "bfloat16" else 1e-6
         )
