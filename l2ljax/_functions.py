@@ -272,11 +272,17 @@ class _Reader:
         if isinstance(value, enum.Enum):
             return _Same(value)
         if dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-            fields = (field.name for field in dataclasses.fields(kind))
-            return _Same(kind), *(self.key(getattr(value, name)) for name in fields)
+            return self._dataclass(kind, value)
         if _stands(value):
             return _Same(value)
         raise _UnknownError
+
+    def _dataclass(self, kind: Any, value: Any) -> Hashable:
+        trusted, self._trusted = self._trusted, _package(kind) in _LIBRARIES
+        fields = (field.name for field in dataclasses.fields(kind))
+        key = _Same(kind), *(self.key(getattr(value, name)) for name in fields)
+        self._trusted = trusted
+        return key
 
     def _function(self, function: types.FunctionType) -> Hashable:
         module = function.__globals__.get("__name__", "").split(".")[0]

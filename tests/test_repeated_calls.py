@@ -436,13 +436,14 @@ OTHERS = {
         "adadelta adagrad adam adam_l2 adamw amsgrad bfgs gradient_descent lbfgs momentum nesterov "
         "newton rmsprop saddle_free_newton adaptive_lstm black_box_lstm mlp partition rnnprop "
         "surrogate_lstm celo celo_adam truncated stream run_stream uniform log_uniform integer "
-        "choice random"
+        "choice random rivals cosine"
     ),
     "reads and writes files, or pictures of another package": (
         "cifar10 mnist image vgg_features sample_images sample_art sample_pictures crops "
         "restore restore_state save save_state shipped published read_card hyperparameter_values"
     ),
     "calls a package that is not ours": "optuna",
+    "calls `tune`, `curves` and `compare`, for minutes": "benchmark",
 }
 
 
