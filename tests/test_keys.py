@@ -17,6 +17,7 @@ ROOMS = (
     l2l.hyper,
     l2l.learned,
     l2l.meta,
+    l2l.suite,
     l2l.tasks,
     networks,
 )
@@ -49,6 +50,7 @@ CALLS = {
         steps=1,
         tolerance=0.0,
     ),
+    "evaluate.benchmark": lambda key: l2l.evaluate.benchmark({"a": optax.sgd(0.1)}, key=key),
     "evaluate.compare": lambda key: l2l.evaluate.compare({"a": optax.sgd(0.1)}, TASK, key=key),
     "evaluate.curves": lambda key: l2l.evaluate.curves(optax.sgd(0.1), TASK, key=key),
     "evaluate.range_test": lambda key: l2l.evaluate.range_test(optax.sgd, TASK, key=key),
