@@ -43,7 +43,7 @@ def test_named_scripts_and_tests_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PARAMETERS)
 def test_the_command_line_takes_the_commands(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("demo", "train", "compare", "list_tasks", "list_weights", "build"):
+    for name in ("demo", "train", "compare", "bench", "list_tasks", "list_weights", "build"):
         monkeypatch.setattr(_commands, name, lambda arguments: None)
     for line in "".join(_blocks(path, "sh")).splitlines():
         program, *words = shlex.split(line.removesuffix("&"), comments=True)

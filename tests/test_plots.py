@@ -11,8 +11,17 @@ from matplotlib import colors
 from matplotlib import pyplot as plt
 
 from l2ljax import plots
-from l2ljax.evaluate import Comparison, RangeTest, Row, Tuning
+from l2ljax.evaluate import (
+    Benchmark,
+    Comparison,
+    Measurement,
+    RangeTest,
+    Row,
+    TaskResults,
+    Tuning,
+)
 from l2ljax.meta import TrainResult, TrainState
+from l2ljax.suite import SuiteTask
 
 LOSSES = np.random.default_rng(0).gamma(2.0, size=(9, 6))
 
@@ -32,7 +41,7 @@ print(*dir(l2ljax.plots))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr == ""
-    assert done.stdout.split() == ["curves", "history", "images", "range_test", "ratios", "save"]
+    assert done.stdout.split() == plots.__all__
 
 
 def comparison(**curves):
@@ -428,3 +437,50 @@ def test_an_axis_of_losses_has_several_numbers(low, high):
     shown = [label.get_text() for tick, label in ticks if bottom <= tick <= top]
     assert all(shown)
     assert 3 <= len(shown) <= 16
+
+
+def benchmark_of(finals):
+    """Of two tasks with an envelope that falls by a half a step."""
+    task = SuiteTask("", lambda data_dir: None, steps=2)
+    return Benchmark(
+        {
+            name: TaskResults(
+                task,
+                {
+                    optimizer: Measurement(1.0, np.array(losses), None, False, 1, 4, None)
+                    for optimizer, losses in of_task.items()
+                },
+                np.array([8.0, 4.0, 2.0, 1.0, 0.5]),
+            )
+            for name, of_task in finals.items()
+        },
+        "Adam",
+        0.95,
+    )
+
+
+def test_a_benchmark_is_drawn_as_its_profile_beside_interquartile_means():
+    result = benchmark_of(
+        {
+            "first": {"mine": [1.0, 1.0], "lost": [np.inf, 1.0], "Adam": [2.0, 2.0]},
+            "second": {"mine": [3.0, 3.0], "lost": [9.0, 9.0], "Adam": [2.0, 2.0]},
+        }
+    )
+    ax = plots.benchmark(result)
+    lines = {line.get_label(): line.get_ydata() for line in ax.lines}
+    assert lines["mine"][0] == lines["Adam"][0] == 0.5 and lines["lost"][0] == 0
+    assert lines["mine"][-1] == lines["Adam"][-1] == 1 and lines["lost"][-1] == 0.5
+    left = ax.get_figure().axes[0]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["mine", "Adam", "lost"]
+    middles = [line.get_xdata()[0] for line in left.lines if line.get_marker() == "o"]
+    assert middles == pytest.approx([(2 + 2 / 3) / 2, 1, (0 + 2 / 9) / 2])
+    _, alone = plt.subplots()
+    assert plots.benchmark(result, ax=alone) is alone and len(alone.get_figure().axes) == 1
+
+
+def test_a_page_needs_no_other_file_and_closes_its_figure():
+    result = benchmark_of({"a<b": {"mine": [1.0], "Adam": [2.0]}})
+    text = plots.page(result, "title", "l2ljax bench")
+    assert text.startswith("<!DOCTYPE html>") and "a&lt;b" in text and "a<b" not in text
+    assert "http" not in text and text.count("<img") == 1 and "data:image/png;base64," in text
+    assert not plt.get_fignums()

@@ -1,4 +1,4 @@
-"""The command line: `l2ljax demo`, `train`, `compare`, `tasks`, `weights`."""
+"""The command line: `l2ljax demo`, `train`, `compare`, `bench`, `tasks`, `weights`."""
 
 import argparse
 import contextlib
@@ -23,6 +23,7 @@ examples:
   l2ljax train --task quadratic --out runs/quadratic
   l2ljax train --task mnist --data-dir data --out runs/mnist
   l2ljax compare --task mnist --data-dir data --weights runs/mnist
+  l2ljax bench --weights general mine=runs/mine
 
 An optimizer that was trained is a folder, and in Python an optax transformation:
   tx = l2ljax.learned.load("runs/mnist")
@@ -176,6 +177,56 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--force", action="store_true", help="replace an earlier table and figure")
     _add_comparison(command)
+
+    command = commands.add_parser(
+        "bench",
+        help="compare optimizers over the tasks of a suite with tuned and learned rivals",
+        description="Runs optimizers on the tasks of a suite, beside Adam with a rate that is "
+        "tuned for each task. OUT then has benchmark.json, benchmark.png and benchmark.html, and "
+        "each result: what is there is not run again.",
+    )
+    command.set_defaults(command="bench")
+    command.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]WEIGHTS",
+        help="trained optimizers, folders or names that `l2ljax weights` lists",
+    )
+    command.add_argument(
+        "--planned",
+        action="store_true",
+        help="tell them the number of steps, as `load(..., num_steps=)` does",
+    )
+    command.add_argument(
+        "--optimizer",
+        nargs="+",
+        metavar="[NAME=]MODULE:NAME",
+        help="other optimizers, yours: transformations, `evaluate.Tunable` ones or functions of "
+        "the number of steps",
+    )
+    command.add_argument("--suite", default="small", help="small (default), or full: with images")
+    command.add_argument("--tasks", nargs="+", metavar="TASK", help="these of the suite only")
+    command.add_argument(
+        "--rivals",
+        nargs="+",
+        metavar="RIVAL",
+        help="names as in `evaluate.rivals`, all or none (default: Adam cosine, and all of "
+        "--rival-weights)",
+    )
+    command.add_argument(
+        "--rival-weights", metavar="FOLDER", help="safetensors files of published optimizers"
+    )
+    command.add_argument("--reference", help="what ratios compare with (default: Adam)")
+    _add_data(command)
+    command.add_argument("--steps", type=int, help="of each run (default: the task's)")
+    command.add_argument("--problems", type=int, help="of each task (default: the task's)")
+    command.add_argument(
+        "--out",
+        type=_folder,
+        default=pathlib.Path("runs/bench"),
+        help="folder of the results (default: runs/bench)",
+    )
 
     command = commands.add_parser("tasks", help="list the tasks")
     command.set_defaults(command="list_tasks")

@@ -2,10 +2,8 @@
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import pathlib
-import platform
 import shlex
 from collections.abc import Iterator
 from typing import Any
@@ -13,12 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-import l2ljax
 from l2ljax import _checks, evaluate, kernels, learned, meta, tasks
 from l2ljax.checkpoint import CARD, write_file
 from l2ljax.cli import COMPARISON
 from l2ljax.cli import _devices as devices
-from l2ljax.cli._jobs import Job, check_seed, flag, open_run, typed
+from l2ljax.cli._bench import bench as bench
+from l2ljax.cli._jobs import Job, check_seed, flag, open_run, typed, versions
 from l2ljax.cli._optimizers import imported, restore
 from l2ljax.cli._run import FIGURE, TABLE, Run, Saver, require_folder
 
@@ -217,7 +215,7 @@ def _compare(
     )
     table = {
         "task": arguments.task,
-        "versions": _versions(),
+        "versions": versions(),
         "command": typed(arguments),
         **comparison.to_dict(),
     }
@@ -245,16 +243,7 @@ def _finish(
         "scores": scores,
         "command": job.command,
         **({} if job.start is None else {"start": job.start}),
-        "versions": _versions(),
+        "versions": versions(),
     }
     learned.save(run.folder, job.opt, result.phi, card)
     run.clear_checkpoints()
-
-
-def _versions() -> dict[str, str]:
-    packages = ["jax", "jaxlib", "optax", "flax", "numpy"]
-    return {
-        "l2ljax": l2ljax.__version__,
-        **{name: importlib.metadata.version(name) for name in packages},
-        "python": platform.python_version(),
-    }

@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import dataclasses
+import importlib.metadata
 import os
 import pathlib
+import platform
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -200,3 +202,13 @@ def _recipe(given: Mapping[str, Any]) -> Recipe:
 def typed(arguments: argparse.Namespace) -> str:
     """The command as it was typed."""
     return shlex.join(["l2ljax", *arguments.words])
+
+
+def versions() -> dict[str, str]:
+    """What results depend on."""
+    packages = ["jax", "jaxlib", "optax", "flax", "numpy"]
+    return {
+        "l2ljax": l2ljax.__version__,
+        **{name: importlib.metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+    }

@@ -10,15 +10,14 @@ from l2ljax import _checks, learned
 from l2ljax.core import LearnedOptimizer, Phi
 
 
-def imported(place: str) -> LearnedOptimizer:
-    """A learned optimizer of a user's own, from a module that Python finds, or that lies here.
+def named(place: str) -> Any:
+    """What a user's own module has, which Python finds, or which lies here.
 
     Args:
-        place: `module:name`, where `name` is a `LearnedOptimizer` or a function without arguments
-            that makes one.
+        place: `module:name`.
 
     Raises:
-        ValueError: if `place` has another form, or what it names is something else.
+        ValueError: if `place` has another form, or the module has no such name.
         ImportError: if the module cannot be imported.
     """
     module, _, name = place.partition(":")
@@ -38,6 +37,21 @@ def imported(place: str) -> LearnedOptimizer:
             near = _checks.near(part, vars(found))
             raise ValueError(f"--optimizer must name what {module} has, got {name!r}{near}")
         found = getattr(found, part)
+    return found
+
+
+def imported(place: str) -> LearnedOptimizer:
+    """A learned optimizer of a user's own.
+
+    Args:
+        place: `module:name`, where `name` is a `LearnedOptimizer` or a function without arguments
+            that makes one.
+
+    Raises:
+        ValueError: as `named`, or if what it names is something else.
+        ImportError: as `named`.
+    """
+    found = named(place)
     if callable(found):
         try:
             inspect.signature(found).bind()

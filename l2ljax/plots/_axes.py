@@ -1,6 +1,7 @@
 """What all figures share: colours, axes on a pale grid, and writing a picture."""
 
 import os
+from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -10,8 +11,19 @@ from matplotlib.ticker import LogLocator
 # Okabe and Ito's palette, told apart by colour-blind readers too; black is for the reference.
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#999999")
 
+_STYLES = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+
 # Of an axis that may not reach from one of the usual labels to the next.
 _CLOSE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+
+
+def look(number: int) -> dict[str, Any]:
+    """The colour and style of one of many lines; the first 49 are different."""
+    count = len(COLORS)
+    return {
+        "color": COLORS[number % count],
+        "linestyle": _STYLES[(number + number // count) % count],
+    }
 
 
 def save(ax: Axes, path: str | os.PathLike[str]) -> None:

@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 
 from l2ljax import _checks
 from l2ljax.evaluate import Comparison
-from l2ljax.plots._axes import COLORS, logarithmic, losses_of
+from l2ljax.plots._axes import logarithmic, look, losses_of
 
 _STATISTICS: dict[str, Callable[..., np.ndarray]] = {"mean": np.mean, "median": np.median}
-_STYLES = ("--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
 _LONG_LEGEND = 6
 """More curves leave no room for their names."""
 
@@ -68,12 +67,9 @@ def curves(
     rivals = 0
     for name, run in runs.items():
         if isinstance(results, Comparison) and name == results.reference:
-            look: dict[str, Any] = {"color": "black", "linewidth": 2.2, "zorder": 3}
+            style: dict[str, Any] = {"color": "black", "linewidth": 2.2, "zorder": 3}
         else:
-            look = {
-                "color": COLORS[rivals % len(COLORS)],
-                "linestyle": _STYLES[(rivals + rivals // 7) % 7],
-            }
+            style = look(rivals)
             rivals += 1
         diverged = int((~np.isfinite(run).all(axis=1)).sum())
         losses = _smoothed(_counted(run, statistic), smooth)
@@ -81,10 +77,10 @@ def curves(
         centre = _STATISTICS[statistic](losses, axis=0)
         label = _label(name, results)
         label += f", {diverged} of {len(run)} diverged" if diverged else ""
-        ax.plot(steps, centre, label=label, **look)
+        ax.plot(steps, centre, label=label, **style)
         if band is not None:
             low, high = _band(losses, statistic, band)
-            ax.fill_between(steps, low, high, color=look["color"], alpha=0.18, linewidth=0)
+            ax.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0)
     logarithmic(ax)
     if log_steps:
         ax.set_xscale("log")
