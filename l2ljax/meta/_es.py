@@ -1,10 +1,12 @@
 """Evolution strategies: the meta-gradient from meta-losses at perturbed φ."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from l2ljax import _checks
 from l2ljax.core import (
     Estimator,
     Key,
@@ -16,9 +18,10 @@ from l2ljax.core import (
     closure,
 )
 from l2ljax.meta import _perturbations
-from l2ljax.meta._horizons import horizons
-from l2ljax.meta._meta_loss import StepWeights, estimator_of
+from l2ljax.meta._horizons import Horizons, horizons
+from l2ljax.meta._meta_loss import META_LOSSES, StepWeights, estimator_of, step_weight_table
 from l2ljax.meta._segments import EstimatorFactory, MetaLoss, device_mean
+from l2ljax.meta._whole_es import whole_es
 
 
 def es(
@@ -30,6 +33,7 @@ def es(
     pairs: int = 1,
     step_weights: StepWeights | None = None,
     meta_loss: str = "mean",
+    shaping: str | None = None,
 ) -> EstimatorFactory:
     r"""Antithetic evolution strategies.
 
@@ -45,25 +49,32 @@ def es(
     what φ did before that segment is left out, and the estimate is biased, as that of `truncated`
     is. `meta.pes` has no such bias.
 
+    Without one, every call runs whole episodes; with several horizons it draws one of them, and
+    one compiled loop serves all.
+
     Args:
         horizon: inner steps of an episode; or several numbers of them, see `meta.truncated`.
-        truncation: inner steps of a segment; it must divide every horizon. None: the horizon, of
-            which there must be one then.
+        truncation: inner steps of a segment; it must divide every horizon. None: whole episodes.
         curriculum: as in `meta.truncated`.
         std: σ > 0, in the units of φ.
         pairs: N, perturbations of a meta-gradient, each used with both signs.
         step_weights: as in `meta.truncated`.
         meta_loss: as in `meta.truncated`.
+        shaping: None, or "ranks": of the perturbed meta-losses only the ranks count, from -1/2 for
+            the lowest to 1/2 for the highest. The estimate then knows no scale of a loss, and a run
+            that diverged is no more than the worst. For whole episodes of several horizons.
 
     Returns:
         A factory `(opt, task, batch=1) -> Estimator` with the `aux` of `meta.truncated`. Loss and
         `losses` are those of the unperturbed φ; of whole episodes, where that run is not needed,
-        the mean over the perturbed ones. On a mesh whose devices cannot share the batch evenly they
-        share the pairs: each draws the noise of all, and runs its part of them on all problems.
+        the mean over the perturbed ones. Of whole episodes of several horizons `aux` holds
+        `horizon` and `final`, the mean of the losses with the weights w. On a mesh whose devices
+        cannot share the batch evenly they share the pairs: each draws the noise of all, and runs
+        its part of them on all problems.
 
     Raises:
-        ValueError: as `meta.truncated` does; for σ that is not positive, no pair, or several
-            horizons without a truncation.
+        ValueError: as `meta.truncated` does; for σ that is not positive, no pair, an unknown
+            shaping, or a curriculum or no `shaping` where they do not apply.
 
     Reference:
         Salimans et al. (2017), 'Evolution strategies as a scalable alternative to reinforcement
@@ -77,10 +88,17 @@ def es(
     (2, 10)
     """
     _perturbations.check(std, pairs)
+    _checks.choice("shaping", shaping, [None, "ranks"])
+    if truncation is None and isinstance(horizon, Sequence) and len(horizon) > 1:
+        return _of_whole_episodes(
+            horizons(horizon, 1, None), step_weights, curriculum, meta_loss, std, pairs, shaping
+        )
+    if shaping is not None:
+        raise ValueError(
+            f"shaping must be None but for whole episodes of several horizons, got {shaping!r}"
+        )
     if truncation is None:
-        if isinstance(horizon, Sequence):
-            raise ValueError(f"truncation must be given for several horizons, got None, {horizon=}")
-        truncation = horizon
+        (truncation,) = horizon if isinstance(horizon, Sequence) else (horizon,)
     lengths = horizons(horizon, truncation, curriculum)
 
     def by_problems(axis_of_pairs: str | None = None) -> EstimatorFactory:
@@ -109,6 +127,32 @@ def es(
         return by_problems(axis)(opt, task, batch)
 
     return _perturbations.Perturbing(by_problems(), by_pairs, (pairs,))
+
+
+def _of_whole_episodes(
+    lengths: Horizons,
+    step_weights: StepWeights | None,
+    curriculum: int | None,
+    meta_loss: str,
+    std: float,
+    pairs: int,
+    shaping: str | None,
+) -> EstimatorFactory:
+    if curriculum is not None:
+        raise ValueError(f"curriculum must be None without a truncation, got {curriculum!r}")
+    _checks.choice("meta_loss", meta_loss, META_LOSSES)
+    make = functools.partial(
+        whole_es,
+        lengths=lengths,
+        weights=step_weight_table(step_weights, lengths),
+        meta_loss=meta_loss,
+        std=float(std),
+        pairs=pairs,
+        shaping=shaping,
+    )
+    return _perturbations.Perturbing(
+        functools.partial(make, by_pairs=False), functools.partial(make, by_pairs=True), (pairs,)
+    )
 
 
 def _sampled(

@@ -25,7 +25,7 @@ from l2ljax.core import (
 from l2ljax.meta._binding import require_second_derivatives
 from l2ljax.meta._horizons import Horizons
 from l2ljax.meta._replay import advance_replaying, replays
-from l2ljax.meta._segments import EstimatorFactory, TruncatedState, segmented
+from l2ljax.meta._segments import EstimatorFactory, TruncatedState, horizon_of, segmented
 from l2ljax.meta._unroll import advance, init_batch, update_rule
 
 StepWeights = TypeAliasType("StepWeights", ArrayLike | Sequence[float] | Callable[[int], ArrayLike])
@@ -159,7 +159,7 @@ def run_segment(
         losses, params, opt_state = advance_replaying(tx, *begin, steps=truncation)
     else:
         losses, params, opt_state = advance(
-            update_rule(tx, task, batched=True),
+            update_rule(tx, task, batched=True, num_steps=horizon_of(state, horizons)),
             *begin,
             steps=truncation,
             second_derivatives=second_derivatives,

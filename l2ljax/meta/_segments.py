@@ -219,8 +219,12 @@ def going_on(
     state: TruncatedState, fresh: Callable[[], TruncatedState], horizons: Horizons
 ) -> TruncatedState:
     """The state itself, or a fresh one where its episodes have ended."""
-    horizon = horizons.lengths[-1] if state.horizon is None else state.horizon
-    return jax.lax.cond(state.step >= horizon, fresh, lambda: state)
+    return jax.lax.cond(state.step >= horizon_of(state, horizons), fresh, lambda: state)
+
+
+def horizon_of(state: TruncatedState, horizons: Horizons) -> int | Int[Array, ""]:
+    """The inner steps of the present episodes."""
+    return horizons.lengths[-1] if state.horizon is None else state.horizon
 
 
 def device_mean(axis: str | None, tree: Any) -> Any:

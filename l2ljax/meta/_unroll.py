@@ -141,7 +141,11 @@ def init_batch(tx: optax.GradientTransformation, params: Params) -> Any:
 
 
 def update_rule(
-    tx: optax.GradientTransformation, task: Task, *, batched: bool
+    tx: optax.GradientTransformation,
+    task: Task,
+    *,
+    batched: bool,
+    num_steps: int | Int[Array, ""] | None = None,
 ) -> Callable[..., tuple[Params, Any]]:
     """How `tx` updates one problem, or a batch of them, at an inner step.
 
@@ -150,10 +154,13 @@ def update_rule(
         task: where the function of such a transformation comes from.
         batched: whether all trees have a leading axis of problems, and `opt_state` is that of
             `init_batch`.
+        num_steps: inner steps of the episode, for a transformation that plans a run; None: it is
+            not told.
 
     Returns:
         `update(gradient, opt_state, params, value, problem, loss_key, t) -> (updates, opt_state)`.
     """
+    told = {} if num_steps is None else {"num_steps": num_steps}
 
     def update(
         gradient: Params,
@@ -174,6 +181,7 @@ def update_rule(
             value=value,
             grad=gradient,
             value_fn=lambda params: task.loss(params, problem, key),
+            **told,
         )
 
     if batched and not isinstance(tx, CoordinatewiseTransformation):
@@ -214,6 +222,31 @@ def advance(
         The objective at θ_start … θ_{start+steps}, the last params and the last state.
     """
     problem, params, loss_key = episode
+    step, measure = inner_step(
+        update, task, problem, loss_key, second_derivatives=second_derivatives, batched=batched
+    )
+    times = start + jnp.arange(steps, dtype=jnp.int32)
+    loop = _nested_scan if nested else jax.lax.scan
+    (params, opt_state), losses = loop(step, (params, opt_state), times)
+    last = measure(params, start + steps)
+    return jnp.concatenate([losses, last[None]]), params, opt_state
+
+
+def inner_step(
+    update: Callable[..., tuple[Params, Any]],
+    task: Task,
+    problem: Problem,
+    loss_key: Array,
+    *,
+    second_derivatives: bool,
+    batched: bool,
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """One inner step of an episode, and the measurement alone; arguments as in `advance`.
+
+    Returns:
+        `step((params, opt_state), t) -> ((params, opt_state), objective)` and
+        `measure(params, t) -> objective`.
+    """
 
     def measure(
         params: Params, problem: Problem, loss_key: Key, t: Array
@@ -243,11 +276,7 @@ def advance(
         objective, value, gradient = measure(params, problem, loss_key, t)
         return move(gradient, opt_state, params, value, problem, loss_key, t), objective
 
-    times = start + jnp.arange(steps, dtype=jnp.int32)
-    loop = _nested_scan if nested else jax.lax.scan
-    (params, opt_state), losses = loop(step, (params, opt_state), times)
-    last, _, _ = measure(params, problem, loss_key, start + steps)
-    return jnp.concatenate([losses, last[None]]), params, opt_state
+    return step, lambda params, t: measure(params, problem, loss_key, t)[0]
 
 
 def _nested_scan(step: Callable[..., Any], carry: Any, times: Int[Array, " steps"]) -> Any:
