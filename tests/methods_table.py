@@ -30,6 +30,7 @@ class Method:
         static: arguments that `optax.inject_hyperparams` must leave as they are.
         real: whether complex params are refused.
         whole: whether it must see all params: a line search along some of them knows no value.
+        rounding: how far two programs of the same update may differ, as a share of it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Method:
     static: tuple[str, ...] = ()
     real: bool = False
     whole: bool = False
+    rounding: float = 1e-5
 
     def __str__(self) -> str:
         return self.name
@@ -60,7 +62,7 @@ def _row(name, factory, *, options=None, part=None, hyperparameters=None, **fiel
     )
 
 
-def _learned(name, opt):
+def _learned(name, opt, **fields):
     @functools.cache
     def phi():
         # As values, also for a law that calls `make` while it is traced; and in float32, whichever
@@ -68,7 +70,7 @@ def _learned(name, opt):
         with jax.ensure_compile_time_eval(), jax.enable_x64(False):
             return jax.jit(opt.init)(jax.random.key(0))
 
-    return Method(name, lambda: opt.bind(phi()), real=True)
+    return Method(name, lambda: opt.bind(phi()), real=True, **fields)
 
 
 def matrices(params):
@@ -347,6 +349,8 @@ LEARNED = [
         ),
         real=True,
     ),
+    # Evening out singular values makes the rounding errors of small ones large.
+    _learned("tensorwise", learned.tensorwise(3), rounding=1e-3),
     _learned("celo", learned.celo(num_steps=4)),
     _learned("celo_adam", learned.celo_adam(num_steps=4)),
     Method(

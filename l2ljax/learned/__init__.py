@@ -22,6 +22,7 @@ from l2ljax.learned._reversible_momentum import ReversibleMomentumState, reversi
 from l2ljax.learned._rnnprop import rnnprop
 from l2ljax.learned._scaled import ScaledState, scaled
 from l2ljax.learned._surrogate_lstm import SurrogateState, surrogate_lstm
+from l2ljax.learned._tensorwise import TensorwiseState, tensorwise
 from l2ljax.learned._weights import load, read_card, restore, save, shipped
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "ReversibleMomentumState",
     "ScaledState",
     "SurrogateState",
+    "TensorwiseState",
     "adaptive_lstm",
     "black_box_lstm",
     "celo",
@@ -62,4 +64,5 @@ __all__ = [
     "scaled",
     "shipped",
     "surrogate_lstm",
+    "tensorwise",
 ]

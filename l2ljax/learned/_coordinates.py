@@ -32,6 +32,8 @@ LAYOUTS: dict[str, float] = {"auto": LARGE, "flat": math.inf, "leaves": 0}
 _CHUNK = 1024
 # Leaves of a flat batch from which on splitting it is made easy for XLA.
 _MANY = 32
+# Leaves of a flat batch up to which slices are worth the time that they take to compile.
+_FEW = 16
 
 
 def sizes(tree: PyTree) -> list[int]:
@@ -210,8 +212,13 @@ def _zeros(leaf: Array, *, rows: tuple[int, ...], dtype: jnp.dtype) -> Array:
 
 def leaf_means(rows: Float[Array, "rows coordinates"], like: PyTree) -> Float[Array, "rows leaves"]:
     """The mean of each row over each leaf of `like`; zero over an empty one."""
-    chunk, leaf = _chunks(like)
     lengths = sizes(like)
+    if len(lengths) <= _FEW:
+        if not lengths:
+            return rows[:, :0]
+        parts = jax.lax.split(rows, lengths, axis=1)
+        return jnp.stack([p.sum(axis=1) / max(1, p.shape[1]) for p in parts], axis=1)
+    chunk, leaf = _chunks(like)
     columns = rows.T
     for segments, count in ((chunk, leaf.size), (jnp.asarray(leaf), len(lengths))):
         columns = jax.ops.segment_sum(columns, segments, count, indices_are_sorted=True)
@@ -222,6 +229,12 @@ def at_coordinates(
     rows: Float[Array, "rows leaves"], like: PyTree
 ) -> Float[Array, "rows coordinates"]:
     """What each leaf of `like` has, at each of its coordinates."""
+    if len(sizes(like)) <= _FEW:
+        parts = [
+            jnp.broadcast_to(rows[:, i : i + 1], (len(rows), size))
+            for i, size in enumerate(sizes(like))
+        ]
+        return jnp.concatenate(parts, axis=1) if parts else jnp.zeros((len(rows), 0), rows.dtype)
     chunk, leaf = _chunks(like)
     return jnp.take(jnp.take(rows, leaf, axis=1, mode="clip"), chunk, axis=1, mode="clip")
 

@@ -25,6 +25,7 @@ from l2ljax.learned._reversible_momentum import reversible_momentum
 from l2ljax.learned._rnnprop import rnnprop
 from l2ljax.learned._scaled import Rate, scaled
 from l2ljax.learned._surrogate_lstm import surrogate_lstm
+from l2ljax.learned._tensorwise import tensorwise
 
 Path = str | os.PathLike[str]
 
@@ -46,6 +47,7 @@ FACTORIES: dict[str, Callable[..., LearnedOptimizer]] = {
     "reversible_momentum": reversible_momentum,
     "rnnprop": rnnprop,
     "surrogate_lstm": surrogate_lstm,
+    "tensorwise": tensorwise,
 }
 """The learned optimizers that a card may name."""
 
