@@ -1,6 +1,5 @@
 """The suites of `benchmarks/paper`: that they build, are learnable and are judged as they say."""
 
-import dataclasses
 import importlib
 import json
 import pathlib
@@ -11,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_benchmark import result_of
 
-from l2ljax import learned, meta, tasks
+from l2ljax import evaluate, learned, meta, tasks
 from l2ljax.core import LearnedOptimizer, Task, closure
-from l2ljax.suite import SuiteTask
 
 # The scripts import each other by name, as they do when they are run.
 sys.path.append(str(pathlib.Path(__file__).parents[1] / "benchmarks" / "paper"))
@@ -38,24 +37,41 @@ def random_like(shapes):
 # Judgements.
 
 
-def row(ratio, diverged=0):
-    return {"ratio": ratio, "diverged": diverged}
+def three_tasks(**finals):
+    """With these final losses of each optimizer on their one problem."""
+    return result_of(
+        {
+            str(i): {name.replace("_", " "): [losses[i]] for name, losses in finals.items()}
+            for i in range(3)
+        }
+    )
 
 
-@pytest.mark.parametrize(
-    ("rows", "median", "words"),
-    [
-        ([row(0.5), row(0.8), row(2.0)], 0.8, "lower on 2; reaches the aim 0.9"),
-        ([row(0.5), row(1.0), row(2.0)], 1.0, "reaches the floor 1.05, misses the aim 0.9"),
-        ([row(0.5), row(1.25), row(2.0)], 1.25, "falls short of the floor 1.05 by 0.200"),
-        ([row(0.5), row(0.8), row(2.0, 1)], 0.8, "falls short of the floor: diverges on c"),
-        ([row(0.5), row(None, 3), row(None, 3)], None, "median inf over 3 tasks"),
-    ],
-)
-def test_the_verdict_on_general_counts_all_tasks(rows, median, words):
-    verdict = general.judge(dict(zip("abc", rows, strict=True)))
-    assert verdict["median_ratio"] == median
-    assert words in general.say(verdict)
+def test_the_verdict_on_general_has_a_bar_for_each_rival_that_ran():
+    found = three_tasks(
+        general=[1, 2, 3],
+        Adam_cosine=[1, 1, 3],
+        celo=[2, 1, 4],
+        DoWG=[9, 9, 9],
+        Prodigy_cosine=[2, 2, 2],
+        Adam=[2, 2, 2],
+    )
+    bars = {bar.what: bar for bar in general.judge(found)}
+    assert {what: bar.value for what, bar in bars.items()} == {
+        "median ratio to tuned Adam": 1,
+        "worst ratio to tuned Adam": 1.5,
+        "interquartile mean of tuned Adam / ours": pytest.approx((2 + 1 + 2 / 3) / 3),
+        "interquartile mean of speedup": pytest.approx((1.5 + 1 + 1) / 3),
+        "median ratio to tuned cosine Adam": 1,
+        "tasks worse than 1.1 of tuned cosine Adam": 1,
+        "lower than Celo, of 3 tasks": 2,
+        "lower than Prodigy cosine, of 3 tasks": 1,
+    }
+    assert str(bars["worst ratio to tuned Adam"]).endswith("1.5 (floor 1.6, aim 1.2): floor")
+    assert str(bars["lower than Celo, of 3 tasks"]).endswith("neither")
+    assert str(bars["tasks worse than 1.1 of tuned cosine Adam"]).endswith("aim")
+    alone = general.judge(three_tasks(general=[1, 1, 1], Adam=[2, 2, 2]))
+    assert len(alone) == 4 and str(alone[0]).endswith("0.5 (floor 0.85, aim 0.75): aim")
 
 
 @pytest.mark.parametrize("panel", panels.PANELS.values(), ids=panels.PANELS)
@@ -89,46 +105,10 @@ PARABOLA = Task(
     init=lambda key, problem: jnp.ones(2),
     loss=lambda params, problem, key: jnp.sum(params**2),
 )
-SMALL = {
-    "parabola": SuiteTask("a parabola", lambda data_dir: PARABOLA, 4, False, 2, 1),
-    "image": SuiteTask("an image", lambda data_dir: None, needs_data=True, problems=2),
-}
 
 
 def descend(rate, updates, state, params=None):
     return jax.tree.map(lambda g: -rate * g, updates), state
-
-
-def test_a_row_has_the_ratio_of_means_and_counts_what_is_not_learned(tmp_path, monkeypatch):
-    monkeypatch.setattr(general, "TUNINGS", tmp_path)
-    monkeypatch.setattr(general, "WINDOW", 2)
-
-    def row(rate):
-        # The rate is a leaf: one program serves all.
-        tx = optax.GradientTransformation(closure(lambda p: ()), closure(descend, rate))
-        return general.measure(tx, "parabola", SMALL["parabola"], None)
-
-    falling = row(np.float32(0.25))
-    tuned = tmp_path / "parabola.json"
-    kept = json.loads(tuned.read_text())
-    assert kept["points"]["learning_rate"][np.argmin(kept["scores"])] == falling["rate"]
-    # Adam is tuned once, whatever it is compared with.
-    monkeypatch.setattr(general.evaluate, "tune", None)
-    rising, nothing = row(np.float32(-0.5)), row(np.float32("nan"))
-    assert (falling["params"], falling["steps"], falling["problems"]) == (2, 4, 2)
-    # Each step halves the params, or doubles them; the last two losses are averaged.
-    np.testing.assert_allclose(falling["start"], 2.0)
-    np.testing.assert_allclose(falling["general"], 2 * (0.25**3 + 0.25**4) / 2, rtol=1e-6)
-    np.testing.assert_allclose(rising["general"], 2 * (4**3 + 4**4) / 2, rtol=1e-6)
-    np.testing.assert_allclose(falling["ratio"], falling["general"] / falling["adam"], rtol=1e-6)
-    assert (falling["diverged"], rising["diverged"]) == (0, 2)
-    assert (nothing["diverged"], nothing["general"], nothing["ratio"]) == (2, None, None)
-    assert "inf [inf, inf]" in general.line("parabola", nothing)
-    # What was tuned for another task is not taken for this one.
-    longer = dataclasses.replace(SMALL["parabola"], steps=5)
-    with pytest.raises(ValueError, match=r"parabola\.json was tuned with .* remove it"):
-        general.measure(optax.sgd(0.1), "parabola", longer, None)
-    assert "diverged on 2 of 2" in general.line("parabola", nothing)
 
 
 @pytest.mark.parametrize(("rate", "length"), [(0.4, 1.0), (1.05, 0.85), (1.3, 0.7)])
@@ -154,61 +134,29 @@ def test_the_best_length_of_steps_is_the_longest_that_learns(rate, length):
     assert found["other"] == 2
 
 
-def test_a_run_keeps_what_is_done_and_writes_the_table_when_all_is(tmp_path, monkeypatch, capsys):
-    done = []
+def test_a_run_on_some_tasks_writes_no_table_and_one_on_all_does(tmp_path, monkeypatch, capsys):
+    asked = []
 
-    def measure(tx, name, entry, data_dir):
-        done.append(entry.description)
-        lost = entry.needs_data
-        return {
-            "ratio": None if lost else 0.5,
-            "low": 2.0 if lost else 0.4,
-            "high": None if lost else 0.7,
-            "general": 1.0,
-            "adam": 2.0,
-            "rate": 0.1,
-            "on_edge": False,
-            "problems": 2,
-            "diverged": 0,
-            "seconds": 3.0,
-        }
+    def benchmark(optimizers, tasks, *, rivals, data_dir, **options):
+        asked.append((tasks, list(rivals), optimizers["general"](70).init(jnp.ones(2))))
+        return three_tasks(general=[1, 2, 3], Adam=[2, 2, 2])
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(general, "SUITE", SMALL)
-    monkeypatch.setattr(general, "measure", measure)
-    monkeypatch.setattr(general._report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(evaluate, "benchmark", benchmark)
+    general.main(["--tasks", "iris", "--rivals", "Prodigy"])
+    assert asked[0][:2] == (["iris"], ["Prodigy"]) and isinstance(asked[0][2], learned.ScaledState)
+    assert "not written" in capsys.readouterr().out
     opt = learned.lstm(hidden=(2,))
     phi = random_like(jax.eval_shape(opt.init, first_key()))
-    learned.save("first", opt, phi, {"trained_on": "nothing"})
-    learned.save("second", opt, jax.tree.map(np.negative, phi), {})
-
-    def run(*words):
-        general.main(["--weights", *words])
-        return capsys.readouterr().out
-
+    learned.save("mine", opt, phi, {"trained_on": "nothing"})
+    general.main(["--weights", "mine"])
+    assert asked[1][0] == "full" and len(asked[1][1]) == 21
+    table = json.loads((tmp_path / "runs" / "paper" / "general.json").read_text())
+    assert table["weights"]["trained_on"] == "nothing" and len(table["verdict"]) == 4
+    assert (tmp_path / "runs" / "paper" / "general.png").exists()
     with pytest.raises(SystemExit):
-        run("first")
-    assert "--data-dir is needed by image" in capsys.readouterr().err
-    assert "not written: image not done yet" in run("first", "--tasks", "parabola")
-    assert not (tmp_path / "runs" / "paper").exists()
-    assert "not written" in run("second", "--tasks", "parabola")  # other weights, another row
-    assert done == 2 * ["a parabola"]
-    said = run("first", "--data-dir", "data")
-    assert "median inf over 2 tasks, lower on 1; falls short" in said
-    assert done == [*2 * ["a parabola"], "an image"]
-    run("first")  # all is there: neither work nor data are needed
-    run("first", "--tasks", "parabola", "--force")
-    assert done[3:] == ["a parabola"]
-    results = tmp_path / "runs" / "paper"
-    table = json.loads((results / "general.json").read_text())
-    assert list(table["rows"]) == ["parabola", "image"] and table["seconds"] == 6
-    assert table["verdict"]["won"] == 1 and table["weights"]["trained_on"] == "nothing"
-    assert (results / "general.png").exists()
-    assert not (tmp_path / "results").exists()  # that is for the weights that ship
-    more = dataclasses.replace(SMALL["parabola"], problems=3)
-    monkeypatch.setattr(general, "SUITE", {**SMALL, "parabola": more})
-    run("first", "--tasks", "parabola")  # two problems are not three
-    assert done[4:] == ["a parabola"]
+        general.main(["--rival-weights", "gone"])
+    assert "weights_dir must be a folder" in capsys.readouterr().err
 
 
 def small_recipe(start, steps, **options):

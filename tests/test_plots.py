@@ -9,19 +9,16 @@ matplotlib.use("Agg")
 
 from matplotlib import colors
 from matplotlib import pyplot as plt
+from small_benchmark import result_of
 
 from l2ljax import plots
 from l2ljax.evaluate import (
-    Benchmark,
     Comparison,
-    Measurement,
     RangeTest,
     Row,
-    TaskResults,
     Tuning,
 )
 from l2ljax.meta import TrainResult, TrainState
-from l2ljax.suite import SuiteTask
 
 LOSSES = np.random.default_rng(0).gamma(2.0, size=(9, 6))
 
@@ -439,28 +436,8 @@ def test_an_axis_of_losses_has_several_numbers(low, high):
     assert 3 <= len(shown) <= 16
 
 
-def benchmark_of(finals):
-    """Of two tasks with an envelope that falls by a half a step."""
-    task = SuiteTask("", lambda data_dir: None, steps=2)
-    return Benchmark(
-        {
-            name: TaskResults(
-                task,
-                {
-                    optimizer: Measurement(1.0, np.array(losses), None, False, 1, 4, None)
-                    for optimizer, losses in of_task.items()
-                },
-                np.array([8.0, 4.0, 2.0, 1.0, 0.5]),
-            )
-            for name, of_task in finals.items()
-        },
-        "Adam",
-        0.95,
-    )
-
-
 def test_a_benchmark_is_drawn_as_its_profile_beside_interquartile_means():
-    result = benchmark_of(
+    result = result_of(
         {
             "first": {"mine": [1.0, 1.0], "lost": [np.inf, 1.0], "Adam": [2.0, 2.0]},
             "second": {"mine": [3.0, 3.0], "lost": [9.0, 9.0], "Adam": [2.0, 2.0]},
@@ -479,7 +456,7 @@ def test_a_benchmark_is_drawn_as_its_profile_beside_interquartile_means():
 
 
 def test_a_page_needs_no_other_file_and_closes_its_figure():
-    result = benchmark_of({"a<b": {"mine": [1.0], "Adam": [2.0]}})
+    result = result_of({"a<b": {"mine": [1.0], "Adam": [2.0]}})
     text = plots.page(result, "title", "l2ljax bench")
     assert text.startswith("<!DOCTYPE html>") and "a&lt;b" in text and "a<b" not in text
     assert "http" not in text and text.count("<img") == 1 and "data:image/png;base64," in text
