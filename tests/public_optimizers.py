@@ -131,6 +131,12 @@ LEARNED = [
         _bound(learned.hyperparameters("lbfgs", learning_rate=0.1)),
         reads_params=True,
     ),
+    Optimizer("tensorwise", _bound(learned.tensorwise(3)), reads_params=True),
+    Optimizer(
+        "tensorwise in leaves",
+        _bound(learned.tensorwise(3, layout="leaves")),
+        reads_params=True,
+    ),
     Optimizer("celo", _bound(learned.celo(num_steps=9)), reads_params=True),
     Optimizer("celo_adam", _bound(learned.celo_adam(num_steps=9))),
     Optimizer(

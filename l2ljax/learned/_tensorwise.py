@@ -200,9 +200,10 @@ def _update(
     **others: Any,
 ) -> tuple[Params, TensorwiseState]:
     del others
+    _checks.state(state, TensorwiseState)
     if params is None:
         raise ValueError("tensorwise needs params: call tx.update(gradients, state, params)")
-    _checks.floating_leaves("updates", updates)
+    updates, params = _checks.gradients(updates, params, real=True)
     dtype = state.fast.dtype
     phi = _coordinates.cast(phi, dtype)
     leaves = _tensors.tensors(updates, layout)
