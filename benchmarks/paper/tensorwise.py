@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/tensorwise"))
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--steps", type=int, default=1000, help="meta-steps of the whole run")
-    parser.add_argument("--rate", type=float, default=0.01)
+    parser.add_argument("--rate", type=float, default=0.005)
     parser.add_argument("--families", nargs="+", help="default: all")
     parser.add_argument("--validate", type=int, metavar="STEPS", help="validate and train no more")
     arguments = parser.parse_args()

@@ -66,7 +66,7 @@ class TensorwiseState(NamedTuple):
 
 
 def tensorwise(
-    units: int = 12, *, num_steps: int | None = None, block: int = 128, layout: str = "auto"
+    units: int = 0, *, num_steps: int | None = None, block: int = 128, layout: str = "auto"
 ) -> LearnedOptimizer:
     r"""A controller decides for each tensor how far to step, and along which mixture of directions.
 
@@ -82,7 +82,7 @@ def tensorwise(
     network, run once for each tensor at each step. Its inputs x are the part of the run that is
     over (if `num_steps` is known), the sizes of the tensor and of its params, how large both
     momenta are beside the root mean square (signal to noise), the cosines between the gradient and
-    the momenta before it, and whether gradients shrink. Its output $\dot z$ is summed up in z, so
+    the momenta before it, and whether gradients shrink. 0.002 $\dot z$ is summed up in z, so
     that a tensor whose steps are too short can be given longer and longer ones.
 
     With N = `num_steps` the ramp is $r_t = \min(1, (N - t) / (\rho N))$ with a learned ρ, else 1.
@@ -93,7 +93,7 @@ def tensorwise(
     floating-point leaves; updates have the dtypes of the gradients.
 
     Args:
-        units: hidden units of the controller.
+        units: hidden units of the controller's MLP; 0: the controller is affine.
         num_steps: N, updates of the whole run; None: unknown. `update(..., num_steps=...)`
             overrides it, also by a traced number.
         block: the most rows of a matrix that are orthogonalized together: larger ones are cut into
@@ -127,7 +127,7 @@ def tensorwise(
     [-9.8 -3.1]
     [-9.8 -3.1]
     """
-    _checks.count("units", units)
+    _checks.count("units", units, least=0)
     if num_steps is not None:
         _checks.count("num_steps", num_steps)
     _checks.count("block", block)
@@ -144,22 +144,22 @@ def tensorwise(
 
 
 def _draw(key: Key, *, units: int) -> Phi:
-    first, second = jax.random.split(key)
-    linear = coordinate_dense_init(first, features=_tensors.FEATURES, units=OUTPUTS)
-    network = coordinate_mlp_init(
-        second, features=_tensors.FEATURES, hidden=(units,), outputs=OUTPUTS
-    )
+    linear = coordinate_dense_init(key, features=_tensors.FEATURES, units=OUTPUTS)
     # It begins as a method with fixed settings; an orthogonal matrix is longer than Adam's
     # direction, whose root mean square is about 0.3.
     kernel = jnp.zeros_like(linear["kernel"]).at[_MATRIX, 0].set(jnp.log(0.3))
     bias = jnp.asarray([jnp.log(_RATE), 0.0, *_MIXTURE, 1.0], jnp.float32)
-    network["dense_1"] = jax.tree.map(jnp.zeros_like, network["dense_1"])
-    return {
+    phi = {
         "decays": jnp.log1p(-jnp.asarray(_DECAYS, jnp.float32)),
         "ramp": jnp.zeros((), jnp.float32),
         "linear": {"kernel": kernel, "bias": bias},
-        "network": network,
     }
+    if units:
+        network = coordinate_mlp_init(
+            key, features=_tensors.FEATURES, hidden=(units,), outputs=OUTPUTS
+        )
+        phi["network"] = {**network, "dense_1": jax.tree.map(jnp.zeros_like, network["dense_1"])}
+    return phi
 
 
 def _bind(
@@ -222,10 +222,10 @@ def _update(
     )
     seen, statistics = _tensors.features(leaves.means(rows), statistics, leaves, progress)
     found = coordinate_dense_apply(phi["linear"], seen)
-    found += coordinate_mlp_apply(phi["network"], seen)
-    drift = jnp.clip(
-        statistics.drift + 0.01 * found[1], -_tensors.DRIFT_LIMIT, _tensors.DRIFT_LIMIT
-    )
+    if "network" in phi:
+        found += coordinate_mlp_apply(phi["network"], seen)
+    limit = _tensors.DRIFT_LIMIT
+    drift = jnp.clip(statistics.drift + _tensors.DRIFT_GAIN * found[1], -limit, limit)
     ramp = jnp.minimum(1, progress.left / jax.nn.sigmoid(phi["ramp"]))
     length = jnp.exp(jnp.minimum(found[0] + drift, 2)) * jnp.where(progress.known > 0, ramp, 1)
 

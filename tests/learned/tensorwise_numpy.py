@@ -115,15 +115,16 @@ class Tensorwise:
             own[2] @ weights,
         ]
         x = np.clip([*(np.full(len(params), v) for v in shared), *own], -3, 3)
-        linear, network = self.phi["linear"], self.phi["network"]
-        hidden = network["dense_0"]["kernel"].T @ x + network["dense_0"]["bias"][:, None]
+        linear = self.phi["linear"]
         found = linear["kernel"].T @ x + linear["bias"][:, None]
-        found += network["dense_1"]["kernel"].T @ np.maximum(hidden, 0)
-        found += network["dense_1"]["bias"][:, None]
+        if "network" in self.phi:
+            first, second = self.phi["network"]["dense_0"], self.phi["network"]["dense_1"]
+            hidden = np.maximum(first["kernel"].T @ x + first["bias"][:, None], 0)
+            found += second["kernel"].T @ hidden + second["bias"][:, None]
         ramp = min(1, left * (1 + np.exp(-self.phi["ramp"]))) if known else 1
         updates = []
         for s, (directions, matrix), out in zip(self.tensors, parts, found.T, strict=True):
-            s.drift = np.clip(s.drift + 0.01 * out[1], -4, 4)
+            s.drift = np.clip(s.drift + 0.002 * out[1], -4, 4)
             length = np.exp(min(out[0] + s.drift, 2)) * ramp
             mixed = sum(w * d for w, d in zip(out[2:5], directions, strict=True))
             turned = orthogonalized(mixed, self.block) if matrix else mixed

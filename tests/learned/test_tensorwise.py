@@ -27,10 +27,11 @@ def drawn(key, scale=1.0):
     return {name: scale * jax.random.normal(key, shape) for key, (name, shape) in named}
 
 
-@pytest.mark.parametrize("num_steps", [None, 8])
-@pytest.mark.parametrize("layout", ["flat", "leaves"])
-def test_updates_equal_those_of_the_rule_in_numpy(num_steps, layout, x64):
-    opt = learned.tensorwise(5, num_steps=num_steps, block=3, layout=layout)
+@pytest.mark.parametrize(
+    ("units", "num_steps", "layout"), [(5, None, "flat"), (0, 8, "flat"), (5, 8, "leaves")]
+)
+def test_updates_equal_those_of_the_rule_in_numpy(units, num_steps, layout, x64):
+    opt = learned.tensorwise(units, num_steps=num_steps, block=3, layout=layout)
     phi = jax.tree.map(lambda x: x.astype(jnp.float64), drawn_phi(opt))
     tx = opt.bind(phi)
     params = drawn(jax.random.key(2))
@@ -116,7 +117,7 @@ def test_one_spike_is_forgotten():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"units": 0}, "units"),
+        ({"units": -1}, "units"),
         ({"num_steps": 0}, "num_steps"),
         ({"num_steps": 2.5}, "num_steps"),
         ({"block": 0}, "block"),
