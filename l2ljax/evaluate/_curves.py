@@ -32,7 +32,7 @@ def curves(
     Raises:
         ValueError: for sizes below 1, and for what is no transformation, no task or no key.
 
-    >>> import jax, l2ljax as l2l
+    >>> import jax, optax, l2ljax as l2l
     >>> losses = curves(optax.sgd(0.01), l2l.tasks.quadratic(), key=jax.random.key(0), steps=9)
     >>> losses.shape, bool(losses[:, -1].mean() < losses[:, 0].mean())
     ((64, 10), True)

@@ -73,7 +73,8 @@ def celo(num_steps: int) -> LearnedOptimizer:
 
     Args:
         num_steps: T, the steps planned. A run that is longer goes on with what the scheduler says
-            at its end.
+            at its end. `update(..., num_steps=...)` overrides it, also by a traced number; so
+            meta-training tells it the steps of an episode.
 
     Returns:
         A learned optimizer; `init(key)` draws φ (35,925 weights, 219 of them a coordinate's),
@@ -103,7 +104,7 @@ def celo(num_steps: int) -> LearnedOptimizer:
     _checks.count("num_steps", num_steps)
     return LearnedOptimizer(
         init=closure(_draw),
-        bind=closure(_bind, num_steps=int(num_steps)),
+        bind=closure(_bind, planned=int(num_steps)),
         spec=Spec(name="celo", arguments={"num_steps": int(num_steps)}),
     )
 
@@ -116,9 +117,9 @@ def _draw(key: Key) -> Phi:
     }
 
 
-def _bind(phi: Phi, *, num_steps: int) -> optax.GradientTransformationExtraArgs:
+def _bind(phi: Phi, *, planned: int) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(
-        init=closure(_init, phi), update=closure(_update, phi, num_steps=num_steps)
+        init=closure(_init, phi), update=closure(_update, phi, planned=planned)
     )
 
 
@@ -158,8 +159,9 @@ def _update(
     state: CeloState,
     params: Params | None = None,
     *,
-    num_steps: int,
+    planned: int,
     value: Any = None,
+    num_steps: int | Array | None = None,
     **others: Any,
 ) -> tuple[Params, CeloState]:
     del others
@@ -171,7 +173,10 @@ def _update(
     dtype = state.schedule.means.dtype
     phi = _coordinates.cast(phi, dtype)
     schedule, scale = _celo_schedule.step(
-        phi["schedule"], state.schedule, jnp.asarray(value), num_steps=num_steps
+        phi["schedule"],
+        state.schedule,
+        jnp.asarray(value),
+        num_steps=planned if num_steps is None else num_steps,
     )
     gradients, positions = (
         [jnp.asarray(leaf, dtype) for leaf in jax.tree.leaves(tree)] for tree in (updates, params)

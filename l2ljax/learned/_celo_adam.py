@@ -64,7 +64,7 @@ def celo_adam(num_steps: int) -> LearnedOptimizer:
     _checks.count("num_steps", num_steps)
     return LearnedOptimizer(
         init=closure(_draw),
-        bind=closure(_bind, num_steps=int(num_steps)),
+        bind=closure(_bind, planned=int(num_steps)),
         spec=Spec(name="celo_adam", arguments={"num_steps": int(num_steps)}),
     )
 
@@ -73,9 +73,9 @@ def _draw(key: Key) -> Phi:
     return {"schedule": _celo_schedule.draw(key)}
 
 
-def _bind(phi: Phi, *, num_steps: int) -> optax.GradientTransformationExtraArgs:
+def _bind(phi: Phi, *, planned: int) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(
-        init=closure(_init, phi), update=closure(_update, phi, num_steps=num_steps)
+        init=closure(_init, phi), update=closure(_update, phi, planned=planned)
     )
 
 
@@ -94,8 +94,9 @@ def _update(
     state: CeloAdamState,
     params: Params | None = None,
     *,
-    num_steps: int,
+    planned: int,
     value: Any = None,
+    num_steps: int | Array | None = None,
     **others: Any,
 ) -> tuple[Params, CeloAdamState]:
     del others
@@ -105,7 +106,10 @@ def _update(
     dtype = state.schedule.means.dtype
     phi = _coordinates.cast(phi, dtype)
     schedule, scale = _celo_schedule.step(
-        phi["schedule"], state.schedule, jnp.asarray(value), num_steps=num_steps
+        phi["schedule"],
+        state.schedule,
+        jnp.asarray(value),
+        num_steps=planned if num_steps is None else num_steps,
     )
     gradients = jax.tree.map(lambda g: jnp.clip(g.astype(dtype), -LARGEST, LARGEST), updates)
     b1, b2 = jnp.asarray(B1, dtype), jnp.asarray(B2, dtype)

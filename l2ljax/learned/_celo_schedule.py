@@ -65,7 +65,7 @@ def start(phi: Phi, dtype: jnp.dtype) -> CeloScheduleState:
 
 
 def step(
-    phi: Phi, state: CeloScheduleState, value: Float[Array, ""], *, num_steps: int
+    phi: Phi, state: CeloScheduleState, value: Float[Array, ""], *, num_steps: int | Array
 ) -> tuple[CeloScheduleState, Float[Array, ""]]:
     """The factor of the steps' length from the loss and the part of the run that is over.
 
@@ -73,7 +73,7 @@ def step(
         phi: from `draw`, in the dtype of the state.
         state: from `start` or the step before.
         value: the loss that the gradient is of.
-        num_steps: the steps planned.
+        num_steps: the steps planned; a traced number is taken in the dtype of the state.
 
     Returns:
         The new state and the factor.
@@ -81,7 +81,11 @@ def step(
     dtype = state.means.dtype
     time = state.count.astype(dtype)
     # Running means with the decays exp(-1 / lengths).
-    lengths = jnp.asarray(np.logspace(1, np.log10(num_steps), AVERAGES), dtype)
+    if isinstance(num_steps, jax.Array):
+        num_steps = num_steps.astype(dtype)
+        lengths = 10 ** jnp.linspace(1, jnp.log10(num_steps), AVERAGES, dtype=dtype)
+    else:
+        lengths = jnp.asarray(np.logspace(1, np.log10(num_steps), AVERAGES), dtype)
     before, after, gain = (-jnp.expm1(-n / lengths) for n in (time, time + 1, 1))
     # The bias of the means before this step as it is after it: so the weights were trained.
     cap = 2 * jnp.abs(jnp.max(state.means * before / after))

@@ -216,7 +216,7 @@ def load(
             as in `restore`.
         opt: as in `restore`.
         num_steps: updates of the whole run, where it is known; None: no ramp. An optimizer that
-            plans the run itself, as `celo` does, gets it instead of the ramp.
+            plans the run itself, as `celo` and `tensorwise` do, gets it instead of the ramp.
         scale: s, a number, a scalar array or a schedule whose count starts at 0.
         weight_decay: λ, likewise: the share of the params that is taken off per step at s = r = 1.
         mask: which params decay, as in `scaled`.
@@ -238,11 +238,7 @@ def load(
     """
     if num_steps is not None and opt is None and _plans(read_card(name_or_path)):
         settings, num_steps = settings | {"num_steps": num_steps}, None
-    opt, phi, card = restore(name_or_path, opt=opt, **settings)
-    spec = card.get("optimizer") or {}
-    if num_steps is not None and "num_steps" in spec.get("arguments", {}):
-        opt = _rebuild(str(name_or_path), spec, {**settings, "num_steps": num_steps})
-        num_steps = None
+    opt, phi, _ = restore(name_or_path, opt=opt, **settings)
     return scaled(
         opt.bind(phi), num_steps=num_steps, scale=scale, weight_decay=weight_decay, mask=mask
     )

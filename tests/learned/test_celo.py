@@ -202,6 +202,28 @@ def test_what_celo_needs_is_asked_for_by_name(factory, unchecked):
 
 
 @pytest.mark.parametrize("factory", [learned.celo, learned.celo_adam])
+def test_an_update_may_be_told_another_number_of_steps(factory):
+    phi = factory(1).init(jax.random.key(0))
+    params = jnp.ones(2)
+
+    @jax.jit
+    def moved(num_steps):
+        tx, state = factory(7).bind(phi), factory(7).bind(phi).init(params)
+        for value in (3.0, 2.0, 2.5, 1.0):
+            updates, state = tx.update(params, state, params, value=value, num_steps=num_steps)
+        return updates, state
+
+    tx = factory(50).bind(phi)
+    state, update = tx.init(params), jax.jit(tx.update)
+    for value in (3.0, 2.0, 2.5, 1.0):
+        updates, state = update(params, state, params, value=value)
+    told, told_state = moved(50)
+    np.testing.assert_allclose(told, updates, rtol=1e-4)
+    np.testing.assert_allclose(told_state.schedule.means, state.schedule.means, rtol=1e-5)
+    assert np.any(moved(5)[1].schedule.means != told_state.schedule.means)
+
+
+@pytest.mark.parametrize("factory", [learned.celo, learned.celo_adam])
 def test_a_run_may_be_longer_than_announced_and_a_loss_that_is_nan_shows(factory):
     opt = factory(2)
     tx, params = opt.bind(opt.init(jax.random.key(0))), jnp.ones(2)
