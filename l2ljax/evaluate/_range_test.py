@@ -101,6 +101,7 @@ def range_test(
 
     Gradient descent on $10 x^2$ is stable below a rate of 0.1:
 
+    >>> import jax, optax
     >>> task = Task(sample=lambda key: (), init=lambda key, problem: jnp.ones(()),
     ...             loss=lambda x, problem, key: 10 * x**2)
     >>> found = range_test(optax.sgd, task, key=jax.random.key(0), problems=1)
