@@ -81,6 +81,7 @@ TRANSFORMATIONS = {
     "load": lambda: learned.load("general"),
     "scaled": lambda: learned.scaled(classic.lbfgs(), num_steps=9),
     "guarded": lambda: learned.guarded(classic.adam(0.1)),
+    "tensorwise": lambda: bound(learned.tensorwise()),
 }
 
 
