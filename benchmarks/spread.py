@@ -1,6 +1,7 @@
 """How far results of README.md that depend on a seed or on rounding spread.
 
-    python benchmarks/spread.py    # resumable: type it again; some fifteen minutes
+    python benchmarks/spread.py             # resumable: type it again; some fifteen minutes
+    python benchmarks/spread.py snippet     # a part: snippet, demo
 
 *demo*: `l2ljax demo` with five seeds of meta-training. Each time the final loss of the LSTM over
 that of the best of SGD, Adam, RMSprop and Nesterov's method, all on the same fresh problems, rates
@@ -8,6 +9,7 @@ tuned on others; the interval of one seed is over problems. *snippet*: the first
 initial networks. Adam has the rate of nine half decades with which its median is lowest.
 """
 
+import argparse
 import contextlib
 import functools
 import io
@@ -86,20 +88,36 @@ def snippet() -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    losses = snippet()
+def print_snippet(losses: dict[str, list[float]]) -> None:
     for name, finals in losses.items():
         between = f"[{min(finals):.4f}, {max(finals):.4f}]"
         print(f"snippet  {name:20} median {np.median(finals):.4f} {between}", flush=True)
-    seeds = []
+
+
+def demos() -> list[dict[str, Any]]:
+    """The demo with each seed."""
+    rows = []
     for seed in range(SEEDS):
-        seeds.append(demo(seed))
+        rows.append(demo(seed))
         line = "demo     seed {seed}: {ratio:.2f} [{ratio_low:.2f}, {ratio_high:.2f}] of {best}"
-        print(line.format(**seeds[-1]), flush=True)
-    ratios = [row["ratio"] for row in seeds]
+        print(line.format(**rows[-1]), flush=True)
+    ratios = [row["ratio"] for row in rows]
     print(f"demo     median {np.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
-    command = "python benchmarks/spread.py"
-    print(_report.write("spread.json", {"command": command, "demo": seeds, "snippet": losses}))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help="snippet, demo; default: both")
+    parts = parser.parse_args().parts or ["snippet", "demo"]
+    if "snippet" in parts:
+        losses = snippet()
+        print_snippet(losses)
+        command = "python benchmarks/spread.py snippet"
+        print(_report.write("spread-snippet.json", {"command": command, "finals": losses}))
+    if "demo" in parts:
+        command = "python benchmarks/spread.py demo"
+        print(_report.write("spread-demo.json", {"command": command, "seeds": demos()}))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from typing import Any
 from l2ljax import checkpoint, learned
 from l2ljax.learned import _weights
 
+WITHOUT_GRADIENT = "a coordinate stands still until its first gradient that is not zero"
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -44,7 +46,10 @@ def ship(
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"name must be of small letters, digits and hyphens, got {name!r}")
     opt, phi, card = learned.restore(run)
-    opt = _weights._rebuild(str(run / checkpoint.CARD), _waiting(opt.spec))
+    waiting = _waiting(opt.spec)
+    if waiting != opt.spec:
+        opt = _weights._rebuild(str(run / checkpoint.CARD), waiting)
+        card["without_gradient"] = WITHOUT_GRADIENT
     said = {"trained_on": trained_on, "limits": limits}
     card.update({key: text for key, text in said.items() if text.strip()})
     for key in said:

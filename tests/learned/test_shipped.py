@@ -73,6 +73,13 @@ def test_all_that_ships_is_small_loads_and_has_a_whole_card():
     assert defects(_weights.SHIPPED) == []
 
 
+def test_cards_say_what_coordinates_without_gradients_do():
+    for name, card in learned.shipped().items():
+        waits = '"wait_for_gradient": true' in json.dumps(card)
+        assert ("without_gradient" in card) == waits, name
+        assert waits != name.startswith(("black-box", "surrogate"))
+
+
 def test_defects_are_found(package):
     assert defects(package) == []
     learned.save(package / "silent", *trained(), {**CARD, "limits": ""})
@@ -175,6 +182,7 @@ def test_a_run_that_was_shipped_is_loaded_by_its_name(package, finished):
     opt, phi, card = learned.restore("new-lstm")
     arguments = {**trained()[0].spec["arguments"], "wait_for_gradient": True}
     assert opt.spec == {"name": "lstm", "arguments": arguments}
+    assert "stands still" in card["without_gradient"]
     jax.tree.map(np.testing.assert_array_equal, phi, trained()[1])
     assert (card["trained_on"], card["limits"]) == ("digits", "no ReLU")
     assert (card["scores"], card["command"]) == (CARD["scores"], CARD["command"])

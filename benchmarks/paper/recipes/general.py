@@ -102,5 +102,8 @@ def general(data_dir: str | None) -> Recipe:
         trained_on="MLPs, a convnet, a recurrent net and regression on digits, MLPs on MNIST at "
         "14x14, quadratics; random scales of params and losses; 100 to 1000 steps",
         limits="trained on networks of some thousand params and at most 1000 steps; loses to tuned "
-        "Adam where losses fall to zero (factorization without noise, long runs) and on text",
+        "Adam where losses fall to zero (factorization without noise, long runs) and on text; "
+        "it does not end a run: a ReLU MLP on MNIST (784-32-10) is at .132 after 1,000 steps and "
+        "at .055 after 10,000, where Adam at 1e-3 has .208 and .024; with num_steps=10_000 at "
+        ".015, with scale=0.25 at .007 (benchmarks/long_runs.py)",
     )
