@@ -13,6 +13,7 @@ import pytest
 import l2ljax as l2l
 from l2ljax import core, hyper, learned, meta, tasks
 from l2ljax.evaluate import Comparison, RangeTest, Row, Tuning
+from l2ljax.learned import Card
 from tests.methods_table import METHODS
 
 KEY = jax.random.key(0)
@@ -71,6 +72,7 @@ RECORDS = {
     "range test": RangeTest(MANY[0], MANY, MANY[0], 0.1, 0.2, True, "log"),
     "method": hyper.random(),
     "card": learned.shipped()["general"],
+    "card of one's own": Card(task="quadratic"),
     "cards": learned.shipped(),
     **{f"method {method}": method.make() for method in METHODS},
 }
@@ -89,6 +91,7 @@ def test_a_record_is_shown_in_one_line_without_its_numbers(name):
         ("learned optimizer", "LearnedOptimizer(lstm(hidden=[20, 20], preprocess='log_sign', "),
         ("loaded", "init=learned.adaptive.init(<4 arrays, 2,421 numbers>, "),
         ("split", "Split(inputs=uint8[898,8,8,1], labels=int32[898], maximum=16)"),
+        ("card of one's own", "Card(task='quadratic')"),
         ("its state", "TrainState(step=7, phi=<6 arrays, 5,141 numbers>, "),
         ("comparison", "Comparison(a<b 1, other 1; 64 problems, 1000 steps)"),
         ("search", "SearchResult(0 at rate=0.1, name=<a>, the best of 30 trials, 1 of them not "),

@@ -24,7 +24,7 @@ class Card(dict[str, Any]):
         return "\n".join(_outline(self))
 
     def __repr__(self) -> str:
-        fields = (f"{name}={brief(value, 48)}" for name, value in self.summary().items())
+        fields = (f"{name}={brief(value, 48)}" for name, value in (self.summary() or self).items())
         return f"Card({', '.join(fields)})"
 
     def _repr_html_(self) -> str:
