@@ -148,13 +148,27 @@ class Dataset:
             The examples.
 
         Raises:
-            ValueError: for a split that is unknown, missing or empty, for numbers of inputs and
-                labels that differ, or for labels that are not whole numbers below `classes`.
+            ValueError: for a split that is unknown, missing, empty or no `Split` of two arrays of
+                numbers, for numbers of inputs and labels that differ, or for labels that are not
+                whole numbers below `classes`.
         """
         _checks.choice("split", name, ("train", "validation", "test"))
         split = getattr(self, name)
         where = f"the {name} split of {self.name}"
-        if split is None or len(split.inputs) == 0:
+        if split is None:
+            raise ValueError(f"{where} must have examples, got none")
+        if not isinstance(split, Split):
+            raise ValueError(
+                f"{where} must be a Split, Split(inputs, labels), got a {type(split).__name__}"
+            )
+        for what, part in (("inputs", split.inputs), ("labels", split.labels)):
+            dtype = part.dtype if isinstance(part, jax.Array) else np.asarray(part).dtype
+            if not (jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)):
+                raise ValueError(
+                    f"{where} must have {what} that are an array of numbers, "
+                    f"got a {type(part).__name__} of {dtype}"
+                )
+        if len(split.inputs) == 0:
             raise ValueError(f"{where} must have examples, got none")
         if len(split.inputs) != len(split.labels):
             raise ValueError(

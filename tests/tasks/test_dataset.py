@@ -56,6 +56,9 @@ def test_dataset_is_a_pytree_of_arrays_with_static_facts():
         (Dataset(_split(largest=3), classes=3), "train", "from 0 to 2, got int64 from 3 to 3"),
         (Dataset(_split(largest=-1), classes=3), "train", "from 0 to 2, got int64 from -1"),
         (Dataset(_split(largest=0.5), classes=3), "train", "whole-number labels .* got float64"),
+        (Dataset((np.zeros((5, 2)), np.zeros(5))), "train", "must be a Split, .* got a tuple"),
+        (Dataset(Split({"x": np.zeros(5)}, np.zeros(5))), "train", "inputs .* got a dict"),
+        (Dataset(Split(np.zeros((5, 2)), [*"abcde"])), "train", "labels .* got a list of <U1"),
     ],
 )
 def test_dataset_names_what_is_wrong_with_a_split(dataset, name, message):
