@@ -120,6 +120,19 @@ def key(name: str, value: Any) -> None:
         # Of a traced value its representation says nothing.
         shown = value.aval.str_short() if isinstance(value, jax.core.Tracer) else repr(value)
         raise ValueError(f"{name} must be a PRNG key such as jax.random.key(0), got {shown}")
+    words = _words(jax.config.jax_default_prng_impl)  # type: ignore[attr-defined]
+    if raw and shape != words:
+        raise ValueError(
+            f"{name} must be a PRNG key such as jax.random.key(0), or raw uint32 numbers of the "
+            f"shape {words}, got uint32 numbers of the shape {shape}; jax.random.wrap_key_data "
+            "makes a typed key of those of another implementation"
+        )
+
+
+@functools.cache
+def _words(implementation: str) -> tuple[int, ...]:
+    """The shape of a raw key."""
+    return jax.eval_shape(lambda: jax.random.PRNGKey(0, impl=implementation)).shape
 
 
 def scalar_value(name: str, value: Any) -> Any:

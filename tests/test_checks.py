@@ -95,6 +95,15 @@ def test_a_key_is_one_key_typed_or_raw() -> None:
             _checks.key("key", bad)
 
 
+def test_a_key_of_another_implementation_is_taken_typed_and_refused_raw() -> None:
+    """Nothing says of which implementation a raw key is, so JAX takes it for the default one."""
+    _checks.key("key", jax.random.key(0, impl="rbg"))
+    with pytest.raises(ValueError, match=r"^key must be a PRNG key .*, got .*uint32.*jax.random"):
+        _checks.key("key", jax.random.PRNGKey(0, impl="rbg"))
+    with jax.default_prng_impl("rbg"):
+        _checks.key("key", jax.random.PRNGKey(0))
+
+
 def test_counts_are_a_sequence_of_counts() -> None:
     assert _checks.counts("hidden", [np.int64(3), 4]) == (3, 4)
     assert _checks.counts("hidden", ()) == ()
