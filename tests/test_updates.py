@@ -104,6 +104,8 @@ def test_numbers_are_taken_as_gradients_and_params(row):
     arrays, array_gradients = (jax.tree.map(jnp.asarray, tree) for tree in (params, gradients))
     found, state = row.update(tx, gradients, tx.init(params), params)
     expected, expected_state = row.update(tx, array_gradients, tx.init(arrays), arrays)
+    # A state that changes its type, weak types included, compiles the second update anew.
+    assert jax.tree.map(jax.typeof, tx.init(params)) == jax.tree.map(jax.typeof, state)
     for a, b in ((found, expected), (state, expected_state)):
         assert jax.tree.structure(a) == jax.tree.structure(b)
         jax.tree.map(np.testing.assert_array_equal, a, b)

@@ -129,7 +129,9 @@ def _init(phi: Phi, params: Params, *, structure: Any) -> ReversibleMomentumStat
     _checks.inexact_leaves("params", params)
     count = jnp.zeros((), jnp.int32)
     _coefficients(phi, params, count, structure=structure)
-    return ReversibleMomentumState(count, jax.tree.map(jnp.zeros_like, params))
+    # Of a Python number `zeros_like` alone gives a weak type, which the first update would change.
+    velocity = jax.tree.map(lambda w: jnp.zeros_like(w, jnp.result_type(w)), params)
+    return ReversibleMomentumState(count, velocity)
 
 
 def _update(
