@@ -166,6 +166,7 @@ def seal(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     Returns:
         The same transformation, of the same type.
 
+    >>> from l2ljax.core import closure
     >>> def update(rate, updates, state, params=None):
     ...     return -rate * updates, state
     >>> tx = optax.GradientTransformation(closure(tuple), closure(update, jax.numpy.float32(0.5)))

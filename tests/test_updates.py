@@ -121,7 +121,9 @@ def test_gradients_that_are_not_of_floating_point_are_refused_by_name(row, bad):
         row.update(tx, gradients, tx.init(row.params), row.params)
 
 
-@pytest.mark.parametrize("make", [classic.adam, classic.adamw, optax.adamw], ids=str)
+@pytest.mark.parametrize(
+    "make", [classic.adam, classic.adamw, optax.adamw], ids=["adam", "adamw", "adamw of optax"]
+)
 def test_what_has_no_gradient_may_be_anything_in_the_params(make):
     """As a model with an activation function among its leaves, and gradients of its arrays."""
     tx, model = make(0.1), {"w": jnp.ones(2), "activation": jnp.tanh}

@@ -124,8 +124,8 @@ def tensorwise(
     ...     scaled = jax.tree.map(lambda g: scale * g, gradients)
     ...     updates, _ = tx.update(scaled, tx.init(params), params)
     ...     print(jnp.round(1e3 * updates["w"][1], 1))
-    [-9.8 -3.1]
-    [-9.8 -3.1]
+    [-6.3 -3.3]
+    [-6.3 -3.3]
     """
     _checks.count("units", units, least=0)
     if num_steps is not None:
