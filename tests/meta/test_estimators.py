@@ -207,7 +207,7 @@ def test_hypergradient_descent_is_the_recursion_of_its_paper():
         (lambda: meta.forward(meta_loss="root"), "meta_loss must be"),
         (lambda: meta.es(std=0.0), "std must be"),
         (lambda: meta.es(pairs=0), "pairs must be"),
-        (lambda: meta.es(horizon=[10, 20]), "truncation must be given"),
+        (lambda: meta.es(horizon=[10, 20], shaping="rank"), "shaping must be"),
         (lambda: meta.pes(horizon=10, truncation=3), "truncation must divide"),
         (lambda: meta.pes(std=-1.0), "std must be"),
         (lambda: meta.pes(meta_loss="root"), "meta_loss must be"),
