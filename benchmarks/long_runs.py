@@ -5,9 +5,8 @@
 Networks of ReLU, minibatches of 128, five problems (initial params and minibatches), the same for
 all. `general` (trained on at most 1,000 steps) on 784-32-10 for 1,000 and for 10,000 steps: as it
 is, with the ramp of `num_steps=`, with `scale=0.25`, and behind `learned.guarded`, beside Adam at
-1e-3; on 784-128-10 the first two of these. `robust-mnist` (trained on 784-20-10 of sigmoid, 100 and
-200 steps) on 784-128-10 for 100 and 2,000 steps. Nothing is tuned. A loss is the mean of those
-after the last 10 updates.
+1e-3. `robust-mnist` (trained on 784-20-10 of sigmoid, 100 and 200 steps) on 784-128-10 for 100 and
+2,000 steps. Nothing is tuned. A loss is the mean of those after the last 10 updates.
 """
 
 import argparse
@@ -44,7 +43,6 @@ ROBUST: dict[str, Make] = {
 # The units of the network, the lengths of runs, the optimizers.
 PANELS: dict[str, tuple[int, tuple[int, ...], dict[str, Make]]] = {
     "general": (32, (1_000, 10_000), GENERAL),
-    "general-wide": (128, (1_000, 10_000), dict(list(GENERAL.items())[:3])),
     "robust-mnist": (128, (100, 2_000), ROBUST),
 }
 
