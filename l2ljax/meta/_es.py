@@ -62,19 +62,19 @@ def es(
         meta_loss: as in `meta.truncated`.
         shaping: None, or "ranks": of the perturbed meta-losses only the ranks count, from -1/2 for
             the lowest to 1/2 for the highest. The estimate then knows no scale of a loss, and a run
-            that diverged is no more than the worst. For whole episodes of several horizons.
+            that diverged is no more than the worst. For whole episodes.
 
     Returns:
         A factory `(opt, task, batch=1) -> Estimator` with the `aux` of `meta.truncated`. Loss and
         `losses` are those of the unperturbed φ; of whole episodes, where that run is not needed,
-        the mean over the perturbed ones. Of whole episodes of several horizons `aux` holds
-        `horizon` and `final`, the mean of the losses with the weights w. On a mesh whose devices
-        cannot share the batch evenly they share the pairs: each draws the noise of all, and runs
-        its part of them on all problems.
+        the mean over the perturbed ones. With several horizons, or `shaping`, the `aux` of whole
+        episodes holds `horizon` and `final`, the mean of the losses with the weights w. On a mesh
+        whose devices cannot share the batch evenly they share the pairs: each draws the noise of
+        all, and runs its part of them on all problems.
 
     Raises:
         ValueError: as `meta.truncated` does; for σ that is not positive, no pair, an unknown
-            shaping, or a curriculum or no `shaping` where they do not apply.
+            shaping or one with a truncation, or a curriculum without one.
 
     Reference:
         Salimans et al. (2017), 'Evolution strategies as a scalable alternative to reinforcement
@@ -89,16 +89,15 @@ def es(
     """
     _perturbations.check(std, pairs)
     _checks.choice("shaping", shaping, [None, "ranks"])
-    if truncation is None and isinstance(horizon, Sequence) and len(horizon) > 1:
-        return _of_whole_episodes(
-            horizons(horizon, 1, None), step_weights, curriculum, meta_loss, std, pairs, shaping
-        )
-    if shaping is not None:
-        raise ValueError(
-            f"shaping must be None but for whole episodes of several horizons, got {shaping!r}"
-        )
     if truncation is None:
-        (truncation,) = horizon if isinstance(horizon, Sequence) else (horizon,)
+        whole = horizons(horizon, 1, None)
+        if whole.vary or shaping is not None:
+            return _of_whole_episodes(
+                whole, step_weights, curriculum, meta_loss, std, pairs, shaping
+            )
+        (truncation,) = whole.lengths
+    elif shaping is not None:
+        raise ValueError(f"shaping must be None with a truncation, got {shaping!r}")
     lengths = horizons(horizon, truncation, curriculum)
 
     def by_problems(axis_of_pairs: str | None = None) -> EstimatorFactory:

@@ -1,4 +1,4 @@
-"""Evolution strategies over whole episodes of several lengths, in one compiled loop."""
+"""Evolution strategies over whole episodes of any length, in one compiled loop."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def whole_es(
     axis: str | None = None,
     *,
     lengths: Horizons,
-    weights: Float[Array, "lengths horizon"],
+    weights: Float[Array, "... horizon"],
     meta_loss: str,
     std: float,
     pairs: int,
@@ -71,7 +71,7 @@ def _nothing(key: Key, phi: Phi) -> tuple[()]:
 def _estimate(
     opt: LearnedOptimizer,
     task: Task | LearnedTask,
-    weights: Float[Array, "lengths horizon"],
+    weights: Float[Array, "... horizon"],
     phi: Phi,
     state: tuple[()],
     key: Key,
@@ -85,9 +85,10 @@ def _estimate(
     pairs: int,
     shaping: str | None,
 ) -> tuple[Estimate, tuple[()]]:
-    horizon = lengths.draw(key, None)
-    assert horizon is not None
-    row = weights[jnp.searchsorted(jnp.asarray(lengths.lengths), horizon)]
+    drawn = lengths.draw(key, None)
+    horizon = jnp.asarray(lengths.lengths[-1] if drawn is None else drawn, jnp.int32)
+    table = weights.reshape(len(lengths.lengths), -1)
+    row = table[jnp.searchsorted(jnp.asarray(lengths.lengths), horizon)]
     problems_axis = None if axis_of_pairs is not None else axis
 
     def run(phi: Phi) -> tuple[Array, Array]:

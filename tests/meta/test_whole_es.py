@@ -42,6 +42,16 @@ def test_it_equals_the_estimate_of_the_horizon_that_it_draws(meta_loss):
     assert drawn == set(HORIZONS)
 
 
+def test_ranks_of_a_single_horizon_are_those_of_several_that_draw_it():
+    drawn = [estimate(HORIZONS, seed, shaping="ranks").aux["horizon"] for seed in range(4)]
+    seed = drawn.index(4)
+    found, expected = (estimate(h, seed, shaping="ranks") for h in (4, HORIZONS))
+    assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(expected.grad))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, expected
+    )
+
+
 def test_final_is_the_mean_of_the_weighted_losses():
     settings = {"step_weights": functools.partial(meta.final_weights, window=2)}
     found = estimate(HORIZONS, 1, **settings)
@@ -92,7 +102,8 @@ def test_transformations_that_take_it_get_the_number_of_steps():
     ("settings", "message"),
     [
         ({"horizon": (4, 7), "shaping": "rank"}, "shaping"),
-        ({"horizon": 4, "shaping": "ranks"}, "shaping"),
+        ({"horizon": (4, 8), "truncation": 2, "shaping": "ranks"}, "shaping"),
+        ({"horizon": ()}, "horizon"),
         ({"horizon": (4, 7), "curriculum": 3}, "curriculum"),
         ({"horizon": (4, 0)}, "horizon"),
         ({"horizon": (4, 7), "meta_loss": "sum"}, "meta_loss"),
