@@ -50,7 +50,7 @@ PANELS: dict[str, tuple[int, tuple[int, ...], dict[str, Make]]] = {
 def measure(
     panel: str, name: str, make: Make, units: int, steps: int, dataset: l2l.tasks.Dataset
 ) -> dict[str, Any]:
-    """The loss of each problem after so many steps; None for one that is not finite."""
+    """The final loss of each problem; None where it is not finite."""
     settings = {"panel": panel, "optimizer": name, "units": units, "steps": steps}
     words = "-".join(name.replace(",", "").split())
 

@@ -1,4 +1,4 @@
-"""Every public function that takes a PRNG key refuses what is none, and with the same words."""
+"""Every public function that takes a PRNG key raises the same error for anything else."""
 
 import inspect
 

@@ -174,7 +174,7 @@ def test_history_shows_the_meta_loss_its_running_mean_and_the_validation():
 
 
 def segments(episodes, length, steps=20):
-    """The history of episodes of so many segments, in each of which the loss falls by half."""
+    """The history of episodes of `length` segments; the loss halves from one to the next."""
     step = np.tile(np.arange(length) * steps, episodes)
     losses = np.repeat(2.0 ** -np.tile(np.arange(length), episodes)[:, None], steps, axis=1)
     return {"loss": losses.sum(axis=1), "losses": losses, "step": step}

@@ -5,11 +5,11 @@
 
 A meta-step draws some families, and for each a horizon. Evolution strategies over whole episodes
 give a direction of φ for each family, all of one length (see `meta.es`), and Adam takes their mean.
-One program is compiled for each family, instead of one for all: it is ready in a third of the time,
-and families run side by side. Weights, card, and the state to go on from are in `runs/tensorwise`.
+One program is compiled for each family, so that families run, and compile, side by side. Weights,
+card, and the state from which a run resumes are in `runs/tensorwise`.
 
 Validation tunes Adam for each validation family, at constant rates and with cosine decay, on other
-problems than the comparison; its results decide nothing here but are what a person chooses by.
+problems than the comparison. Nothing here is decided by it: a person chooses.
 """
 
 import argparse
@@ -34,7 +34,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 import _report
 
 HORIZONS = (50, 80, 120, 200, 320, 500, 800, 1200)
-# A step of theirs takes a hundred times as long as one of the others.
+# Their steps take much longer than those of the others.
 SHORT = {"lookback": 3, "gru-chain": 3, "attention": 3, "lstm-sums": 4, "digits-convnet": 4}
 STD = 0.05
 PAIRS = 8

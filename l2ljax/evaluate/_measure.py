@@ -98,7 +98,7 @@ class Bench(NamedTuple):
 
 
 def plan(name: str, entrant: Entrant, steps: int) -> Transformation | Tunable:
-    """The optimizer of an entry for so many steps."""
+    """The optimizer of an entry for a run of `steps` steps."""
     label = f"optimizers[{name!r}]"
     found: Any = entrant
     if callable(entrant) and not is_transformation(entrant):

@@ -64,7 +64,7 @@ def guarded(
     $\mu = m$. Each turn of the fallback is twice as long as the one before it, so that an optimizer
     that does not serve makes fewer and fewer of the updates.
 
-    Both optimizers see all gradients, whoever makes the updates: memory and time are those of both.
+    Both optimizers see all gradients, so memory and time are those of both.
     What has diverged is not undone; a `tx` that may make a few steps of any size needs
     `optax.clip_by_global_norm` behind it, too.
 

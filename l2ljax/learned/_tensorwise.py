@@ -82,15 +82,16 @@ def tensorwise(
     network, run once for each tensor at each step. Its inputs x are the part of the run that is
     over (if `num_steps` is known), the sizes of the tensor and of its params, how large both
     momenta are beside the root mean square (signal to noise), the cosines between the gradient and
-    the momenta before it, and whether gradients shrink. 0.002 $\dot z$ is summed up in z, so
-    that a tensor whose steps are too short can be given longer and longer ones.
+    the momenta before it, and whether gradients shrink. Its second output is summed up over the
+    run, $z \leftarrow z + 0.002\, \dot z$ within ±4, so that a tensor whose steps are too short can
+    be given longer and longer ones.
 
     With N = `num_steps` the ramp is $r_t = \min(1, (N - t) / (\rho N))$ with a learned ρ, else 1.
     After N updates the run goes on with the last rate.
 
-    All decays are meta-parameters. A gradient that is five times as long as those of its tensor
-    were is shortened. Coordinates that never had a gradient stand still. Params may be any tree of
-    floating-point leaves; updates have the dtypes of the gradients.
+    All decays are meta-parameters. A gradient that is more than five times as long as those of its
+    tensor were is shortened to that. Coordinates that never had a gradient stand still. Params may
+    be any tree of floating-point leaves; updates have the dtypes of the gradients.
 
     Args:
         units: hidden units of the controller's MLP; 0: the controller is affine.
